@@ -1,0 +1,1 @@
+"""Four real classification tasks for demonstrations, built from data files inside pinned wheels on PyPI."""
