@@ -1,0 +1,49 @@
+"""The expert bank: the one owner of its format on disk (see docs/design.md)."""
+
+from .errors import (
+    BankConflict,
+    BankCorrupt,
+    BankError,
+    BankFormatTooNew,
+    BankIOError,
+    BankMismatch,
+    BankNotFound,
+    BankPathEscape,
+    BankTooLarge,
+)
+from .experts import check_base, check_expert, check_finite
+from .manifest import (
+    TARGETS,
+    BaseModelInfo,
+    ExpertInfo,
+    GateInfo,
+    Manifest,
+    ObjectRef,
+    Target,
+    TaskInfo,
+)
+from .store import Bank
+
+__all__ = [
+    "TARGETS",
+    "Bank",
+    "BankConflict",
+    "BankCorrupt",
+    "BankError",
+    "BankFormatTooNew",
+    "BankIOError",
+    "BankMismatch",
+    "BankNotFound",
+    "BankPathEscape",
+    "BankTooLarge",
+    "BaseModelInfo",
+    "ExpertInfo",
+    "GateInfo",
+    "Manifest",
+    "ObjectRef",
+    "Target",
+    "TaskInfo",
+    "check_base",
+    "check_expert",
+    "check_finite",
+]

@@ -1,0 +1,271 @@
+"""The schema of a generation: which tasks it knows, which experts they compose, and where the tensors are.
+
+A manifest is small, immutable and complete: with the objects it names it is all that a server needs. The models here
+check everything that can be checked without reading an object; `experts.check_expert` checks the rest.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+
+import pydantic_core
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from .errors import RESTORE, BankCorrupt, BankFormatTooNew, BankNotFound, BankTooLarge
+
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 32 << 20
+MAX_OBJECT_BYTES = 4 << 30
+MAX_GENERATION = 999_999_999
+MAX_TASKS = 1024
+MAX_EXPERTS = 4096
+MAX_MEMBERSHIP_CELLS = 1 << 20
+MAX_SETTINGS_BYTES = 256 << 10
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+ExpertId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Generation = Annotated[int, Field(ge=0, le=MAX_GENERATION)]
+ObjectBytes = Annotated[int, Field(ge=1, le=MAX_OBJECT_BYTES)]
+Bit = Annotated[int, Field(ge=0, le=1)]
+
+
+class ObjectRef(NamedTuple):
+    """Where an object's bytes are; the field names are the manifest's, so `ExpertInfo(..., **ref._asdict())` works."""
+
+    object: str
+    object_bytes: int
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelInfo(_Frozen):
+    """The base model's shapes and fingerprint: what a generation was trained on and may be served with."""
+
+    architecture: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    num_layers: Annotated[int, Field(ge=1, le=4096)]
+    hidden_size: Dimension
+    intermediate_size: Dimension
+    num_attention_heads: Dimension
+    num_kv_heads: Dimension
+    head_size: Dimension
+    vocab_size: Dimension
+    weights_sha256: Sha256
+
+    def target_dims(self, target: Target) -> tuple[int, int]:
+        """`(d_out, d_in)` of one layer's `W0`, unfused and before any tensor parallelism."""
+        q, kv = self.num_attention_heads * self.head_size, self.num_kv_heads * self.head_size
+        hidden, mlp = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (q, hidden),
+            "k_proj": (kv, hidden),
+            "v_proj": (kv, hidden),
+            "o_proj": (hidden, q),
+            "gate_proj": (mlp, hidden),
+            "up_proj": (mlp, hidden),
+            "down_proj": (hidden, mlp),
+        }[target]
+
+
+class TaskInfo(_Frozen):
+    """One learned task. `generation` is the one that learned it."""
+
+    name: TaskName
+    generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
+    num_train: Count
+    num_test: Count
+    metrics: Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Finite], Field(max_length=64)] = {}
+
+
+class ExpertInfo(_Frozen):
+    """One set of sub-blocks: `unique` to one task, or `shared` by several (in the manifest's task order)."""
+
+    id: ExpertId
+    kind: Literal["unique", "shared"]
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1, max_length=MAX_TASKS)]
+    rank: Annotated[int, Field(ge=1, le=4096)]
+    num_blocks: Annotated[int, Field(ge=1, le=1 << 32)]
+    object: Sha256
+    object_bytes: ObjectBytes
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.object, self.object_bytes)
+
+
+class GateInfo(_Frozen):
+    """The gate's object; `adapters.gate` knows and checks the tensors of each kind."""
+
+    kind: Literal["analytic", "softmax"]
+    object: Sha256
+    object_bytes: ObjectBytes
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.object, self.object_bytes)
+
+
+class Manifest(_Frozen):
+    """One generation of a bank. `created` is kept to the second, in UTC."""
+
+    format_version: Literal[1] = 1
+    generation: Generation
+    parent: Generation | None
+    created: AwareDatetime
+    base: BaseModelInfo
+    trunk_layers: Annotated[int, Field(ge=0, le=4096)]
+    block_size: Dimension
+    targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=len(TARGETS))]
+    tasks: Annotated[tuple[TaskInfo, ...], Field(max_length=MAX_TASKS)] = ()
+    experts: Annotated[tuple[ExpertInfo, ...], Field(max_length=MAX_EXPERTS)] = ()
+    membership: Annotated[tuple[tuple[Bit, ...], ...], Field(max_length=MAX_TASKS)] = ()
+    gate: GateInfo
+    accuracy_matrix: Annotated[tuple[tuple[Percent, ...], ...], Field(max_length=MAX_TASKS)] = ()
+    settings: dict[str, JsonValue] = {}
+
+    @field_validator("created")
+    @classmethod
+    def _whole_utc_seconds(cls, created: datetime) -> datetime:
+        return created.astimezone(UTC).replace(microsecond=0)
+
+    @field_serializer("created")
+    def _iso_8601(self, created: datetime) -> str:
+        return created.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    @field_validator("settings")
+    @classmethod
+    def _settings_are_plain_json(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        size = len(json.dumps(settings, allow_nan=False, ensure_ascii=False).encode())
+        if size > MAX_SETTINGS_BYTES:
+            raise ValueError(f"{size} bytes as JSON, at most {MAX_SETTINGS_BYTES} are kept")
+        return settings
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        self._check_lineage()
+        self._check_grid()
+        self._check_membership()
+        self._check_accuracy()
+        return self
+
+    def _check_lineage(self) -> None:
+        if self.generation == 0:
+            if self.parent is not None or self.tasks or self.experts:
+                raise ValueError("generation 0 has no parent, no tasks and no experts")
+        elif self.parent is None or self.parent >= self.generation:
+            raise ValueError(f"parent {self.parent} of generation {self.generation} is not an earlier generation")
+        for task in self.tasks:
+            if task.generation > self.generation:
+                raise ValueError(f"task {task.name} was learned in generation {task.generation}, after this one")
+
+    def _check_grid(self) -> None:
+        _refuse_duplicates("targets", self.targets)
+        if self.trunk_layers >= self.base.num_layers:
+            raise ValueError(f"trunk_layers {self.trunk_layers} leaves no layer of {self.base.num_layers} for experts")
+        for target in self.targets:
+            dims = self.base.target_dims(target)
+            if any(dim % self.block_size for dim in dims):
+                raise ValueError(f"block_size {self.block_size} does not divide {target}'s dimensions {dims}")
+
+    def _check_membership(self) -> None:
+        names = [task.name for task in self.tasks]
+        _refuse_duplicates("task names", names)
+        _refuse_duplicates("expert ids", [expert.id for expert in self.experts])
+        rows, columns = len(names), len(self.experts)
+        if rows * columns > MAX_MEMBERSHIP_CELLS:
+            raise ValueError(f"membership of {rows} x {columns} has more than {MAX_MEMBERSHIP_CELLS} cells")
+        if len(self.membership) != rows or any(len(row) != columns for row in self.membership):
+            raise ValueError(f"membership is not {rows} tasks x {columns} experts")
+        for column, expert in enumerate(self.experts):
+            members = tuple(name for name, row in zip(names, self.membership, strict=True) if row[column])
+            if expert.tasks != members:
+                raise ValueError(f"expert {expert.id} lists tasks {expert.tasks}, its membership column says {members}")
+            if (expert.kind == "unique") != (len(members) == 1):
+                raise ValueError(f"expert {expert.id} is {expert.kind} but has {len(members)} task(s)")
+
+    def _check_accuracy(self) -> None:
+        lengths = [len(row) for row in self.accuracy_matrix]
+        if lengths and lengths != list(range(1, len(self.tasks) + 1)):
+            raise ValueError(f"accuracy_matrix has rows of {lengths}, expected 1 to {len(self.tasks)}, or no rows")
+
+    @property
+    def layout(self) -> tuple[BaseModelInfo, int, int, tuple[Target, ...]]:
+        """All that decides whether an expert's tensors fit: base, trunk, block size, targets."""
+        return self.base, self.trunk_layers, self.block_size, self.targets
+
+    @property
+    def refs(self) -> tuple[ObjectRef, ...]:
+        """Every object this generation needs, each once: the gate, then the experts in order."""
+        return tuple(dict.fromkeys([self.gate.ref, *(expert.ref for expert in self.experts)]))
+
+    def expert(self, expert_id: str) -> ExpertInfo:
+        for expert in self.experts:
+            if expert.id == expert_id:
+                return expert
+        known = ", ".join(expert.id for expert in self.experts[:20]) or "none"
+        raise BankNotFound(f"generation {self.generation} has no expert {expert_id!r}; it has: {known}")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: sorted keys, indent 1, a final newline. Equal manifests have equal bytes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        data = (text + "\n").encode()
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BankTooLarge(f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES}; shrink its settings")
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "manifest") -> Self:
+        """Raises BankFormatTooNew before anything else is looked at, else BankCorrupt naming the fields at fault."""
+        _check_version(data, where)
+        try:
+            return cls.model_validate_json(data, strict=True)
+        except ValidationError as error:
+            raise BankCorrupt(f"{where}: {_first_errors(error)}; {RESTORE}") from None
+
+
+def _check_version(data: bytes, where: str) -> None:
+    try:
+        parsed: Any = pydantic_core.from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise BankCorrupt(f"{where} is not JSON ({error}); {RESTORE}") from None
+    version = parsed.get("format_version") if isinstance(parsed, dict) else None
+    if type(version) is not int or version < 1:
+        raise BankCorrupt(f"{where}: format_version is {version!r}, expected {FORMAT_VERSION}; this is no manifest")
+    if version > FORMAT_VERSION:
+        raise BankFormatTooNew(
+            f"{where} has format_version {version}, this software reads up to {FORMAT_VERSION}; upgrade it"
+        )
+
+
+def _first_errors(error: ValidationError, count: int = 3) -> str:
+    errors = error.errors(include_input=False, include_url=False)
+    shown = [f"{'.'.join(str(part) for part in one['loc']) or 'manifest'}: {one['msg']}" for one in errors[:count]]
+    more = [f"and {len(errors) - count} more"] if len(errors) > count else []
+    return "; ".join(shown + more)
+
+
+def _refuse_duplicates(what: str, values: Sequence[str]) -> None:
+    repeated = sorted(value for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{what} must be unique, repeated: {', '.join(repeated)}")
