@@ -1,0 +1,52 @@
+"""Reading a request's body: bounded, JSON, an object."""
+
+from typing import Any, TypeVar
+
+import pydantic_core
+from fastapi import Request
+from pydantic import BaseModel
+
+from .errors import ApiError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises: ApiError 415 for another content type, 413 for more than `max_bytes`, 400 for anything but a JSON object.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiError(415, "The content type must be application/json", code="unsupported_media_type")
+    body = await _read(request, max_bytes)
+    try:
+        parsed = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:  # too deep, a lone surrogate or NaN included
+        raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(parsed, dict):
+        raise ApiError(400, "The body must be a JSON object", code="invalid_json")
+    return parsed
+
+
+def parse(model: type[Model], body: dict[str, Any]) -> Model:
+    """The body as vLLM's request model. Raises: pydantic's ValidationError, or vLLM's own."""
+    return model.model_validate(body)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdecimal() and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The body has more than {max_bytes} bytes", code="request_too_large")

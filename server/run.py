@@ -1,0 +1,215 @@
+"""The life of a server process: take the port, answer health checks, load, serve, end without leaving anything behind.
+
+The HTTP server is up before the model is, so `/health` and `/ready` tell the truth from the first moment. The engine
+loads in a thread. SIGINT and SIGTERM end the process at any moment: while loading the engine's processes are ended at
+once; while serving, running requests get `shutdown_seconds` to finish. A second signal does not wait.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from . import environment, preflight
+from .app import build_app
+from .config import ServeConfig, ServeError
+from .console import Console
+from .generations import Generations
+from .metrics import ExpertTokens
+from .preflight import Plan
+from .processes import end_engine_processes
+from .service import Service, Serving
+
+_SAY_EVERY_SECONDS = 10.0
+_DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until told to end. Raises: ServeError with a sentence that says why not."""
+    with contextlib.closing(bind(config)) as sock:
+        environment.prepare(config)
+        console = Console(is_quiet=config.log_level != "debug")
+        _log_to(console, config)
+        plan = _check(config, console)
+        http = uvicorn.Config(
+            build_app(service := Service(config)),
+            log_config=None,
+            access_log=config.log_level == "debug",
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=config.shutdown_seconds,
+        )
+        try:
+            with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
+                runner.run(Process(service, plan, console, QuietServer(http)).run(sock))
+        finally:
+            end_engine_processes()
+
+
+def bind(config: ServeConfig) -> socket.socket:
+    """The listening socket, taken before anything slow starts. Raises: ServeError."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+        sock.listen(1024)  # only now does a port in use show when the other side set SO_REUSEADDR too
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise ServeError(
+            f"cannot listen on {config.host}:{config.port} ({reason}); stop what uses the port, or give another --port"
+        ) from None
+    return sock
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without its signal handlers; `Process` has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Process:
+    """What happens between the first signal handler and the last line."""
+
+    def __init__(self, service: Service, plan: Plan, console: Console, http: QuietServer) -> None:
+        self._service = service
+        self._plan = plan
+        self._console = console
+        self._http = http
+        self._end = asyncio.Event()
+        self._start = time.monotonic()
+
+    async def run(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        answering = asyncio.create_task(self._http.serve(sockets=[sock]))
+        try:
+            await self._load_and_serve()
+        finally:
+            self._service.is_stopping = True
+            self._http.should_exit = True
+            await answering
+            await asyncio.to_thread(self._stop_engine)
+
+    async def _load_and_serve(self) -> None:
+        loading = asyncio.create_task(self._load())
+        ending = asyncio.create_task(self._end.wait())
+        try:
+            while not loading.done() and not ending.done():
+                await asyncio.wait({loading, ending}, timeout=_SAY_EVERY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not loading.done() and not ending.done():
+                    self._console.say(f"  still loading ({self._seconds:.0f} s)")
+            if not ending.done():
+                loading.result()
+                await self._until_end(ending)
+        finally:
+            ending.cancel()
+            await self._abandon(loading)
+
+    async def _load(self) -> None:
+        from .engine import start_engine
+        from .handlers import build_handlers, check_parsers
+
+        config, plan = self._service.config, self._plan
+        await asyncio.to_thread(check_parsers, config)
+        try:
+            engine = await asyncio.to_thread(start_engine, config, plan)
+        except RuntimeError as error:
+            raise ServeError(f"the engine did not start: {self._console.cause() or error}") from error
+        self._console.say(f"  engine up after {self._seconds:.1f} s")
+        handlers = build_handlers(engine, config)
+        table = handlers.models.lora_requests
+        generations = Generations(config.name, config.base_name, plan.bank, engine.add_lora, table)
+        try:
+            seconds = await generations.load_current()
+        except Exception as error:
+            engine.shutdown()
+            raise ServeError(f"generation {plan.manifest.generation} does not load: {_reason(error)}") from error
+        self._console.say(f"  generation {generations.current} loaded in {seconds:.2f} s")
+        self._service.serving = Serving(engine, handlers, generations, ExpertTokens(engine.collective_rpc))
+
+    async def _until_end(self, ending: "asyncio.Task[bool]") -> None:
+        """Raises: ServeError if the engine dies."""
+        self._say_ready()
+        self._console.release()
+        while not ending.done():
+            await asyncio.wait({ending}, timeout=0.5)
+            if not ending.done() and self._service.phase == "engine dead":
+                self._console.warn("the engine has stopped unexpectedly; ending")
+                await asyncio.wait({ending}, timeout=_DEAD_ENGINE_SECONDS)
+                raise ServeError("the engine stopped; its last lines are above, or with --log-level debug")
+        self._console.say("stopping")
+
+    async def _abandon(self, loading: "asyncio.Task[None]") -> None:
+        """Loading happens in a thread, which ends when the processes it waits for do; it may start some yet."""
+        while not loading.done():
+            await asyncio.to_thread(end_engine_processes)
+            await asyncio.wait({loading}, timeout=0.2)
+        if not loading.cancelled():
+            loading.exception()  # seen: the caller raises it, or it was we who ended the engine
+
+    def _stop_engine(self) -> None:
+        if self._service.serving is not None:
+            self._service.serving.engine.shutdown()
+        end_engine_processes()
+
+    def _on_signal(self) -> None:
+        if self._end.is_set():
+            self._http.force_exit = True
+        self._end.set()
+
+    def _say_ready(self) -> None:
+        serving = self._service.serving
+        assert serving is not None
+        config = self._service.config
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        if config.host not in _LOOPBACK:
+            self._console.warn(f"listening on {config.host}: anyone who can reach it may use it, there is no key")
+        names = ", ".join(serving.generations.names)
+        self._console.say(f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1 with {names}")
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _check(config: ServeConfig, console: Console) -> Plan:
+    from seta_runtime.plugin import check_vllm_version
+
+    check_vllm_version()
+    plan = preflight.check(config, console.say)
+    manifest = plan.manifest
+    console.say(
+        f"bank {config.bank.name}, generation {manifest.generation} with {len(manifest.tasks)} tasks, "
+        f"fits base model {config.model}; starting the engine"
+    )
+    return plan
+
+
+def _log_to(console: Console, config: ServeConfig) -> None:
+    handler = logging.StreamHandler(console.err)
+    handler.setFormatter(logging.Formatter("seta: %(levelname)s %(message)s"))
+    for name in ("seta", "uvicorn"):
+        log = logging.getLogger(name)
+        log.handlers = [handler]
+        log.propagate = False
+        log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
+    if config.log_level != "debug":  # vLLM logs a traceback for a client's error, which the client is told anyway
+        for name in ("vllm.entrypoints", "vllm.renderers"):
+            logging.getLogger(name).setLevel("CRITICAL")
+
+
+def _reason(error: Exception) -> str:
+    """The runtime's own words; vLLM wraps a worker's exception as `Call to add_lora method failed: ...`."""
+    text = str(error).strip().splitlines()
+    return text[-1].rpartition("method failed: ")[2] if text else type(error).__name__
