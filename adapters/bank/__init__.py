@@ -12,17 +12,10 @@ from .errors import (
     BankTooLarge,
 )
 from .experts import check_base, check_expert, check_finite
-from .manifest import (
-    TARGETS,
-    BaseModelInfo,
-    ExpertInfo,
-    GateInfo,
-    Manifest,
-    ObjectRef,
-    Target,
-    TaskInfo,
-)
+from .info import TARGETS, BaseModelInfo, ExpertInfo, GateInfo, ObjectRef, Target, TaskInfo
+from .manifest import Manifest
 from .store import Bank
+from .upkeep import Collected
 
 __all__ = [
     "TARGETS",
@@ -37,6 +30,7 @@ __all__ = [
     "BankPathEscape",
     "BankTooLarge",
     "BaseModelInfo",
+    "Collected",
     "ExpertInfo",
     "GateInfo",
     "Manifest",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .errors import BankCorrupt, BankMismatch, shorten
-from .manifest import BaseModelInfo, ExpertInfo, Manifest
+from .info import BaseModelInfo, ExpertInfo, ObjectRef
+from .manifest import Manifest
 
 PARTS = ("blocks", "A", "B")
 
@@ -46,6 +47,15 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BankCorrupt(f"{owner}: {name} holds NaN or infinity; train it again")
+
+
+def check_object(tensors: Mapping[str, Tensor], ref: ObjectRef, manifest: Manifest) -> None:
+    """Check one object in every role in which the manifest uses it."""
+    if ref == manifest.gate.ref:
+        check_finite(tensors, f"gate of generation {manifest.generation}")
+    for expert in manifest.experts:
+        if ref == expert.ref:
+            check_expert(tensors, expert, manifest)
 
 
 def check_expert(tensors: Mapping[str, Tensor], expert: ExpertInfo, manifest: Manifest) -> None:

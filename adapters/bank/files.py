@@ -63,7 +63,11 @@ def safe_path(root: Path, relative: str) -> Path:
     path = root
     for part in pure.parts:
         path = path / part
-        if path.is_symlink():
+        try:
+            is_link = path.is_symlink()
+        except OSError as error:
+            raise read_error(relative, error) from None
+        if is_link:
             raise BankPathEscape(f"{relative}: {part} is a symbolic link; a bank holds real files, copy the target in")
     return path
 

@@ -8,16 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
 from pydantic import (
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
-    StringConstraints,
     ValidationError,
     field_serializer,
     field_validator,
@@ -25,108 +22,37 @@ from pydantic import (
 )
 
 from .errors import RESTORE, BankCorrupt, BankFormatTooNew, BankNotFound, BankTooLarge
+from .info import (
+    MAX_EXPERTS,
+    MAX_TASKS,
+    TARGETS,
+    BaseModelInfo,
+    Dimension,
+    ExpertInfo,
+    Frozen,
+    GateInfo,
+    Generation,
+    ObjectRef,
+    Target,
+    TaskInfo,
+)
 
 FORMAT_VERSION = 1
+GENERATIONS_DIR = "generations"
 MAX_MANIFEST_BYTES = 32 << 20
-MAX_OBJECT_BYTES = 4 << 30
-MAX_GENERATION = 999_999_999
-MAX_TASKS = 1024
-MAX_EXPERTS = 4096
 MAX_MEMBERSHIP_CELLS = 1 << 20
 MAX_SETTINGS_BYTES = 256 << 10
 
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-ExpertId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
-Count = Annotated[int, Field(ge=0, le=1 << 40)]
-Generation = Annotated[int, Field(ge=0, le=MAX_GENERATION)]
-ObjectBytes = Annotated[int, Field(ge=1, le=MAX_OBJECT_BYTES)]
 Bit = Annotated[int, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
-class ObjectRef(NamedTuple):
-    """Where an object's bytes are; the field names are the manifest's, so `ExpertInfo(..., **ref._asdict())` works."""
-
-    object: str
-    object_bytes: int
+def manifest_path(generation: int) -> str:
+    """Relative to the bank."""
+    return f"{GENERATIONS_DIR}/{generation:05d}.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseModelInfo(_Frozen):
-    """The base model's shapes and fingerprint: what a generation was trained on and may be served with."""
-
-    architecture: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    num_layers: Annotated[int, Field(ge=1, le=4096)]
-    hidden_size: Dimension
-    intermediate_size: Dimension
-    num_attention_heads: Dimension
-    num_kv_heads: Dimension
-    head_size: Dimension
-    vocab_size: Dimension
-    weights_sha256: Sha256
-
-    def target_dims(self, target: Target) -> tuple[int, int]:
-        """`(d_out, d_in)` of one layer's `W0`, unfused and before any tensor parallelism."""
-        q, kv = self.num_attention_heads * self.head_size, self.num_kv_heads * self.head_size
-        hidden, mlp = self.hidden_size, self.intermediate_size
-        return {
-            "q_proj": (q, hidden),
-            "k_proj": (kv, hidden),
-            "v_proj": (kv, hidden),
-            "o_proj": (hidden, q),
-            "gate_proj": (mlp, hidden),
-            "up_proj": (mlp, hidden),
-            "down_proj": (hidden, mlp),
-        }[target]
-
-
-class TaskInfo(_Frozen):
-    """One learned task. `generation` is the one that learned it."""
-
-    name: TaskName
-    generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
-    num_train: Count
-    num_test: Count
-    metrics: Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Finite], Field(max_length=64)] = {}
-
-
-class ExpertInfo(_Frozen):
-    """One set of sub-blocks: `unique` to one task, or `shared` by several (in the manifest's task order)."""
-
-    id: ExpertId
-    kind: Literal["unique", "shared"]
-    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1, max_length=MAX_TASKS)]
-    rank: Annotated[int, Field(ge=1, le=4096)]
-    num_blocks: Annotated[int, Field(ge=1, le=1 << 32)]
-    object: Sha256
-    object_bytes: ObjectBytes
-
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef(self.object, self.object_bytes)
-
-
-class GateInfo(_Frozen):
-    """The gate's object; `adapters.gate` knows and checks the tensors of each kind."""
-
-    kind: Literal["analytic", "softmax"]
-    object: Sha256
-    object_bytes: ObjectBytes
-
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef(self.object, self.object_bytes)
-
-
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """One generation of a bank. `created` is kept to the second, in UTC."""
 
     format_version: Literal[1] = 1
@@ -192,6 +118,7 @@ class Manifest(_Frozen):
         names = [task.name for task in self.tasks]
         _refuse_duplicates("task names", names)
         _refuse_duplicates("expert ids", [expert.id for expert in self.experts])
+        _refuse_duplicates("objects have two sizes, they", [ref.object for ref in self.refs])
         rows, columns = len(names), len(self.experts)
         if rows * columns > MAX_MEMBERSHIP_CELLS:
             raise ValueError(f"membership of {rows} x {columns} has more than {MAX_MEMBERSHIP_CELLS} cells")

@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import RESTORE, BankCorrupt, BankNotFound, BankPathEscape, BankTooLarge, shorten
-from .files import Disk, atomic_write, read_file, safe_path
-from .manifest import MAX_OBJECT_BYTES, ObjectRef
+from .files import Disk, atomic_write, read_file, safe_path, write_error
+from .info import MAX_OBJECT_BYTES, ObjectRef
 
 OBJECTS_DIR = "objects/sha256"
 SUFFIX = ".safetensors"
@@ -53,14 +53,20 @@ def encode_object(tensors: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def decode_object(data: bytes, ref: ObjectRef) -> dict[str, Tensor]:
-    """The tensors of `data`, once its size, digest and header are what `ref` and the format say."""
+def verify_bytes(data: bytes, ref: ObjectRef) -> None:
+    """BankCorrupt unless `data` has the size and the digest of `ref`."""
     where = f"object {shorten(ref.object)}"
     if len(data) != ref.object_bytes:
-        raise BankCorrupt(f"{where} has {len(data)} bytes, the manifest says {ref.object_bytes}; {RESTORE}")
+        raise BankCorrupt(f"{where} has {len(data)} bytes, expected {ref.object_bytes}; {RESTORE}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != ref.object:
-        raise BankCorrupt(f"{where} has digest {shorten(digest)}; its bytes were altered, {RESTORE}")
+        raise BankCorrupt(f"{where} has digest {shorten(digest)}, its bytes were altered; {RESTORE}")
+
+
+def decode_object(data: bytes, ref: ObjectRef) -> dict[str, Tensor]:
+    """The tensors of `data`, once its size, digest and header are what `ref` and the format say."""
+    verify_bytes(data, ref)
+    where = f"object {shorten(ref.object)}"
     _check_header(data, where)
     try:
         return load(data)
@@ -83,8 +89,11 @@ def write_object(disk: Disk, root: Path, data: bytes) -> ObjectRef:
     if not is_stored:
         atomic_write(disk, root, path, [data])
         return ref
-    disk.touch(safe_path(root, path))
-    disk.fsync_dir(root / OBJECTS_DIR)
+    try:
+        disk.touch(safe_path(root, path))
+        disk.fsync_dir(root / OBJECTS_DIR)
+    except OSError as error:
+        raise write_error(path, error) from error
     return ref
 
 

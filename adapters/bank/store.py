@@ -12,20 +12,22 @@ and publishing the same manifest again finishes the work.
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Self
 
 from torch import Tensor
 
 from .errors import RESTORE, BankConflict, BankCorrupt, BankMismatch, BankNotFound, shorten
-from .experts import check_expert, check_finite
+from .experts import check_expert, check_finite, check_object
 from .files import Disk, atomic_write, read_error, read_file, safe_path, write_error
+from .info import ObjectRef
 from .lock import LOCK_NAME, writer_lock
-from .manifest import MAX_MANIFEST_BYTES, ExpertInfo, Manifest, ObjectRef
+from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
 from .objects import OBJECTS_DIR, encode_object, read_object, write_object
+from .transfer import export_generation, import_generation
+from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems
 
-GENERATIONS_DIR = "generations"
 CURRENT = "CURRENT"
 
 _DIRECTORIES = ("objects", OBJECTS_DIR, GENERATIONS_DIR)
@@ -33,16 +35,12 @@ _MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json")
 _NUMBER = re.compile(rb"(0|[1-9][0-9]{0,8})\n")
 
 
-def manifest_path(generation: int) -> str:
-    return f"{GENERATIONS_DIR}/{generation:05d}.json"
-
-
 class Bank:
     """One bank. Reading takes no lock and never sees half a write; writers exclude each other through a lock file."""
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk | None = None, lock_seconds: float = 30.0) -> None:
         self.root = Path(path)
-        self._disk = disk or Disk()
+        self.disk = disk or Disk()
         self._lock_seconds = lock_seconds
 
     @classmethod
@@ -96,12 +94,15 @@ class Bank:
     def put_object(self, tensors: Mapping[str, Tensor]) -> ObjectRef:
         """Store an expert's or a gate's tensors; `(digest, bytes)` for the manifest. Storing them twice is free."""
         data = encode_object(tensors)
-        with self._writing():
-            return write_object(self._disk, self.root, data)
+        with self.writing():
+            return write_object(self.disk, self.root, data)
 
     def load_expert(self, manifest: Manifest, expert_id: str) -> dict[str, Tensor]:
         """An expert's tensors, fully verified against `manifest`."""
-        return self._read_expert(manifest, manifest.expert(expert_id))
+        expert = manifest.expert(expert_id)
+        tensors = read_object(self.root, expert.ref)
+        check_expert(tensors, expert, manifest)
+        return tensors
 
     def load_gate(self, manifest: Manifest) -> dict[str, Tensor]:
         """The gate's tensors: digest, size and finiteness verified; `adapters.gate` checks the names and shapes."""
@@ -119,25 +120,66 @@ class Bank:
         where = manifest_path(manifest.generation)
         data = manifest.to_bytes()
         manifest = Manifest.from_bytes(data, where)  # model_copy(update=...) checks nothing, so check here
-        with self._writing():
-            is_retry = self._check_is_next(manifest, data)
-            self._check_objects(manifest)
-            if is_retry:
-                self._disk.fsync_dir(self.root / GENERATIONS_DIR)
-            else:
-                atomic_write(self._disk, self.root, where, [data])
-            self._write_current(manifest.generation)
+        with self.writing():
+            self._check_is_next(manifest, data)
+            self.check_objects(manifest)
+            atomic_write(self.disk, self.root, where, [data])
+            self.write_current(manifest.generation)
 
     def set_current(self, generation: int) -> None:
         """Serve another generation, older or newer, once it is verified whole."""
-        with self._writing():
-            self._check_objects(self.manifest(generation))
-            self._write_current(generation)
+        with self.writing():
+            self.check_objects(self.manifest(generation))
+            self.write_current(generation)
 
-    def _check_is_next(self, manifest: Manifest, data: bytes) -> bool:
+    def verify(self) -> list[str]:
+        """One line for every problem in any generation; empty for a whole bank."""
+        return find_problems(self)
+
+    def gc(self, keep: Collection[int] | None = None, grace_seconds: float = GRACE_SECONDS) -> Collected:
+        """Delete the generations outside `keep` (None keeps all), unneeded objects, and stale temporaries.
+
+        CURRENT's generation, the newest one, and objects younger than `grace_seconds` always stay.
+        """
+        with self.writing():
+            return collect_garbage(self, keep, grace_seconds)
+
+    def export(self, generation: int | None, archive_path: str | os.PathLike[str]) -> Manifest:
+        """Write one verified generation (None: CURRENT) to a new file. Raises: BankConflict if the file exists."""
+        manifest = self.manifest(generation)
+        export_generation(self, manifest, Path(archive_path))
+        return manifest
+
+    def import_(self, archive_path: str | os.PathLike[str]) -> Manifest:
+        """Bring in an exported generation under its own number; everything is verified before anything is written.
+
+        Its parent need not be here. It becomes CURRENT only in a bank that has none. Importing what is here already
+        changes nothing, except that missing or damaged objects are replaced.
+        Raises: BankConflict if the number is taken by another manifest, BankMismatch for another base model,
+        BankPathEscape for links and names that lead elsewhere, BankTooLarge, BankCorrupt.
+        """
+        return import_generation(self, Path(archive_path))
+
+    def check_objects(self, manifest: Manifest) -> None:
+        """Read and verify every object of a manifest, each once."""
+        for ref in manifest.refs:
+            check_object(read_object(self.root, ref), ref, manifest)
+
+    def has_current(self) -> bool:
+        return safe_path(self.root, CURRENT).exists()
+
+    def write_current(self, generation: int) -> None:
+        """For callers that hold the writer lock and have verified the generation; others use `set_current`."""
+        atomic_write(self.disk, self.root, CURRENT, [f"{generation}\n".encode()])
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """The writer lock: one writer at a time, across processes; not re-entrant."""
+        return writer_lock(self.root, self._lock_seconds)
+
+    def _check_is_next(self, manifest: Manifest, data: bytes) -> None:
         newest = max(self.generations(), default=-1)
         if manifest.generation == newest and read_file(self.root, manifest_path(newest), MAX_MANIFEST_BYTES) == data:
-            return True
+            return  # its writer died before CURRENT
         if manifest.generation != newest + 1:
             raise BankConflict(
                 f"generation {manifest.generation} cannot be published, the next is {newest + 1}; "
@@ -148,20 +190,6 @@ class Bank:
                 f"generation {manifest.generation} is for base {shorten(manifest.base.weights_sha256)}, its parent "
                 f"{manifest.parent} for another; a bank belongs to one base model, create a new bank"
             )
-        return False
-
-    def _check_objects(self, manifest: Manifest) -> None:
-        self.load_gate(manifest)
-        for expert in manifest.experts:
-            self._read_expert(manifest, expert)
-
-    def _read_expert(self, manifest: Manifest, expert: ExpertInfo) -> dict[str, Tensor]:
-        tensors = read_object(self.root, expert.ref)
-        check_expert(tensors, expert, manifest)
-        return tensors
-
-    def _write_current(self, generation: int) -> None:
-        atomic_write(self._disk, self.root, CURRENT, [f"{generation}\n".encode()])
 
     def _make_directories(self) -> None:
         if self.root.exists():
@@ -169,10 +197,5 @@ class Bank:
             if strangers or any(file.is_file() for name in _DIRECTORIES for file in (self.root / name).glob("*")):
                 raise BankConflict(f"{self.root.name!r} is not empty; open it, or create the bank in a new directory")
         for path in (self.root, *(self.root / name for name in _DIRECTORIES)):
-            self._disk.mkdir(path)
-            self._disk.fsync_dir(path.parent)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with writer_lock(self.root, self._lock_seconds):
-            yield
+            self.disk.mkdir(path)
+            self.disk.fsync_dir(path.parent)
