@@ -1,0 +1,112 @@
+"""The frozen base model, cut at the trunk: run layers 0..m-1 once, layers m..L-1 as often as training needs.
+
+The trunk carries no experts, so its output is the base model's for ever: it is computed once per example and cached, and neither its
+forward nor its backward runs again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class UnsupportedModel(ValueError):
+    """The model is no decoder stack that this project knows how to cut."""
+
+
+@dataclass
+class Backbone:
+    """A causal language model with frozen weights and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, model_dir: Path, dtype: str = "bfloat16") -> Backbone:
+        """Load from a local directory. Raises UnsupportedModel for anything but a plain decoder stack."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        return cls.wrap(model, tokenizer)
+
+    @classmethod
+    def wrap(cls, model: Any, tokenizer: Any) -> Backbone:
+        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise UnsupportedModel(f"layer types {sorted(kinds)} found; only full attention is supported")
+        if not all(hasattr(model.model, part) for part in ("layers", "embed_tokens", "rotary_emb", "norm")):
+            raise UnsupportedModel(f"{type(model).__name__} is not a decoder stack like Llama, Qwen2 or Qwen3")
+        model.requires_grad_(False)
+        return cls(model, tokenizer)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.layers  # type: ignore[no-any-return]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def eos_ids(self) -> set[int]:
+        """The tokens that end a turn, as the server's engine knows them."""
+        found = self.model.generation_config.eos_token_id
+        ids = found if isinstance(found, list) else [found]
+        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids `[B, T]` → hidden states `[B, T, d]`."""
+        return self.model.model.embed_tokens(ids)  # type: ignore[no-any-return]
+
+    def run(self, hidden: Tensor, start: int, stop: int, cache: Any = None, offset: int = 0) -> Tensor:
+        """Decoder layers `start..stop-1` on hidden states `[B, T, d]`, causal, positions from `offset`.
+
+        Sequences shorter than T are padded on the right: under a causal mask no real token sees a pad.
+        """
+        length = hidden.shape[1]
+        position_ids = torch.arange(offset, offset + length).unsqueeze(0)
+        rotary = self.model.model.rotary_emb(hidden, position_ids=position_ids)
+        mask = _causal_mask(length, offset, hidden.dtype) if length > 1 else None
+        for layer in self.layers[start:stop]:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                position_embeddings=rotary,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head: `[..., d]` → `[..., vocab]`."""
+        return self.model.lm_head(self.model.model.norm(hidden))  # type: ignore[no-any-return]
+
+    def linear(self, layer: int, target: str) -> nn.Linear:
+        """The frozen projection `target` of decoder layer `layer`, whether or not experts wrap it."""
+        found = getattr(self._parent(layer, target), target)
+        return getattr(found, "base", found)  # type: ignore[no-any-return]
+
+    def replace(self, layer: int, target: str, module: nn.Module) -> None:
+        setattr(self._parent(layer, target), target, module)
+
+    def _parent(self, layer: int, target: str) -> nn.Module:
+        block = self.layers[layer]
+        return block.mlp if target in ("gate_proj", "up_proj", "down_proj") else block.self_attn  # type: ignore
+
+
+def _causal_mask(length: int, offset: int, dtype: torch.dtype) -> Tensor:
+    keys = torch.arange(offset + length)
+    allowed = keys[None, :] <= torch.arange(offset, offset + length)[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None, None]

@@ -1,0 +1,130 @@
+"""`seta learn` and `seta evaluate`: the training side on the command line. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
+ModelRef = Annotated[str, typer.Option("--model", help="The base model: a local directory or a hub id.")]
+TestFile = Annotated[
+    Path | None, typer.Option("--test", help="Held-out examples, of the new and the earlier tasks; without it a tenth of each new task is kept back.")
+]
+
+
+@app.command()
+def learn(
+    bank: BankDir,
+    model: ModelRef,
+    task: Annotated[Path, typer.Option(help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order.')],
+    test: TestFile = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    density: Annotated[float, typer.Option(help="Share of the sub-blocks above the trunk that a task may take.")] = 0.5,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of a sub-block's delta.")] = 32,
+    trunk_layers: Annotated[int | None, typer.Option(help="New bank only: layers without experts; default a fifth of the model's.")] = None,
+    block_size: Annotated[int, typer.Option(help="New bank only: edge of a sub-block.")] = 64,
+    target: Annotated[list[str] | None, typer.Option(help="New bank only: projections that carry experts; default v_proj.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Longer examples are left out, and counted.")] = 1024,
+    seed: int = 0,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+) -> None:
+    """Learn the tasks of a file, one after another; each becomes a generation of the bank."""
+    with clear_errors():
+        from adapters.data import read_tasks
+        from adapters.learn import learn_tasks
+        from adapters.settings import LearnSettings
+
+        settings = LearnSettings(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            density=density,
+            rank=rank,
+            trunk_layers=trunk_layers,
+            block_size=block_size,
+            targets=tuple(target) if target else ("v_proj",),  # type: ignore[arg-type]
+            max_tokens=max_tokens,
+            seed=seed,
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+        manifest = learn_tasks(bank, model, read_tasks(task), read_tasks(test) if test else {}, settings)
+        show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+
+
+@app.command()
+def evaluate(
+    bank: BankDir,
+    model: ModelRef,
+    test: Annotated[Path, typer.Option(help="Held-out examples of the bank's tasks.")],
+    generation: Annotated[int | None, typer.Option(help="Default: the current one.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+) -> None:
+    """Measure a generation on held-out examples: accuracy and routing of every task, and the stored accuracy matrix."""
+    with clear_errors():
+        from adapters.data import read_tasks
+        from adapters.evaluate_bank import evaluate_bank
+
+        manifest, scores = evaluate_bank(bank, model, read_tasks(test), generation, dtype)
+        from rich.table import Table
+
+        from adapters.progress import stdout
+
+        table = Table("task", "held out", "accuracy %", "routed to it %", title=f"generation {manifest.generation}")
+        for name, score in scores.items():
+            table.add_row(name, str(score.num_test), f"{score.accuracy:.2f}", f"{score.routing:.2f}")
+        stdout.print(table)
+        show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+
+
+def show_matrix(names: list[str], matrix: tuple[tuple[float, ...], ...]) -> None:
+    """The accuracy matrix: row i after learning task i, and what follows from it."""
+    if not matrix:
+        print("no accuracy matrix: held-out examples of earlier tasks were not given (--test)", file=sys.stderr)
+        return
+    from rich.table import Table
+
+    from adapters.evaluate import backward_transfer, forgetting, overall_performance
+    from adapters.progress import stdout
+
+    table = Table("after learning", *names, title="accuracy matrix, % exact match on held-out examples")
+    for name, row in zip(names, matrix, strict=True):
+        table.add_row(name, *(f"{value:.2f}" for value in row), *[""] * (len(names) - len(row)))
+    stdout.print(table)
+    op, bwt, ft = overall_performance(matrix), backward_transfer(matrix), forgetting(matrix)
+    stdout.print(f"OP {op:.2f}  BWT {bwt:+.2f}  FT {ft:.2f}", highlight=False)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """One line for what the user can mend; a traceback only for our own mistakes."""
+    from pydantic import ValidationError
+
+    from adapters.bank import BankError
+    from adapters.base_model import BaseModelError
+    from adapters.data import DataError
+
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        print(f"seta: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except (BankError, BaseModelError, DataError) as error:
+        print(f"seta: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("seta: interrupted; every generation published so far is kept", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

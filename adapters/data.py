@@ -1,0 +1,144 @@
+"""Task files in, token ids out.
+
+A task file is JSON lines, `{"task", "prompt" | "messages", "answer"}`. Rendering goes through the tokenizer's own chat template, exactly as
+the server renders a chat request, so that training and serving see the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_LINE_BYTES = 1 << 20
+MAX_EXAMPLES = 1_000_000
+TASK_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+
+
+class DataError(ValueError):
+    """A task file cannot be used; the message names the file and the line."""
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: str = Field(pattern="^(system|user|assistant)$")
+    content: str
+
+
+class Example(BaseModel):
+    """One line of a task file; `messages` is what the chat template renders."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: str = Field(pattern=TASK_NAME)
+    prompt: str | None = Field(default=None, min_length=1)
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    answer: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Example:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of 'prompt' and 'messages'")
+        return self
+
+    def chat(self) -> list[dict[str, str]]:
+        if self.messages is not None:
+            return [m.model_dump() for m in self.messages]
+        return [{"role": "user", "content": self.prompt or ""}]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A rendered example: prompt ids, and answer ids that end with the end-of-turn token."""
+
+    prompt: list[int]
+    answer: list[int]
+    text: str
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.answer
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read and check every line. Raises DataError with file and line before anything is used."""
+    examples = [_parse(path, number, line) for number, line in _lines(path)]
+    if not examples:
+        raise DataError(f"{path}: no examples found; expected one JSON object a line")
+    return examples
+
+
+def read_tasks(path: Path) -> dict[str, list[Example]]:
+    """Group a file's examples by task, in the order in which the tasks first appear."""
+    tasks: dict[str, list[Example]] = {}
+    for example in read_examples(path):
+        tasks.setdefault(example.task, []).append(example)
+    return tasks
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read `{"prompt": ...}` lines (general prompts). Raises DataError."""
+    prompts: list[str] = []
+    for number, line in _lines(path):
+        row = _load(path, number, line)
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt:
+            raise DataError(f"{path}:{number}: expected an object with a non-empty 'prompt'")
+        prompts.append(prompt)
+    return prompts
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The prompt's token ids as the server's chat endpoint makes them."""
+    if not tokenizer.chat_template:
+        text = "\n".join(m["content"] for m in messages)
+        return list(tokenizer(text).input_ids)
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def render(tokenizer: Any, example: Example, max_tokens: int) -> Tokens | None:
+    """Render one example; None when it does not fit in `max_tokens`."""
+    prompt = render_chat(tokenizer, example.chat())
+    answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    if len(prompt) + len(answer) > max_tokens:
+        return None
+    return Tokens(prompt, answer, example.answer)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if number > MAX_EXAMPLES or len(raw) > MAX_LINE_BYTES:
+                    raise DataError(f"{path}:{number}: over {MAX_EXAMPLES} lines, or a line over {MAX_LINE_BYTES} bytes")
+                if raw.strip():
+                    yield number, _decode(path, number, raw)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decode(path: Path, number: int, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line") from error
+
+
+def _load(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+
+
+def _parse(path: Path, number: int, line: str) -> Example:
+    row = _load(path, number, line)
+    try:
+        return Example.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "line"
+        raise DataError(f"{path}:{number}: {where}: {first['msg']}") from error

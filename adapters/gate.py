@@ -1,0 +1,195 @@
+"""The gate: one routing decision per token, read from the frozen trunk, pooled over the prefix.
+
+    z_t = Uᵀ rmsnorm(h_t)            evidence: a fixed projection of the residual stream that enters layer m
+    z̄_t = Σ_{u≤t} w_u z_u / Σ w_u    pooled over the prefix; w_u is near 1 for content and small for the chat template's tokens
+    p_t = read-out of z̄_t            a probability for every learned task and for "base" (nothing known applies)
+
+The features cannot drift, because the trunk carries no experts; so a gate that is fitted in closed form from per-task statistics does not
+forget. Torch only: training and serving run this very code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from adapters.bank import BankCorrupt, Manifest
+
+RMS_EPS = 1e-6
+LOG_WEIGHT_FLOOR = -8.0
+"""The log-weight of a token that is surely the chat template's: it counts e^-8 of a content token."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The part of the gate that is made once per base model: `projection [d, c]`, `content_weight [d]`, `content_bias [1]`."""
+
+    projection: Tensor
+    content_weight: Tensor
+    content_bias: Tensor
+
+    def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden `[..., d]` → evidence z `[..., c]` and log-weight `[...]`, both float32."""
+        x = hidden.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + RMS_EPS)
+        content = (x @ self.content_weight + self.content_bias).clamp(0, 1)
+        return x @ self.projection, (1 - content) * LOG_WEIGHT_FLOOR
+
+
+class Gate(Protocol):
+    """What training and serving need of a gate."""
+
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]: ...
+    def probabilities(self, pooled: Tensor) -> Tensor: ...
+    def decide(self, pooled: Tensor) -> Tensor: ...
+    def to(self, device: torch.device) -> Self: ...
+
+
+def prefix_mean(z: Tensor, log_weight: Tensor) -> Tensor:
+    """`z̄_t`: z `[..., T, c]`, log_weight `[..., T]` → `[..., T, c]`; what the engine's pooling attention computes."""
+    weight = log_weight.exp().unsqueeze(-1)
+    return (z * weight).cumsum(-2) / weight.cumsum(-2)
+
+
+@dataclass(frozen=True)
+class AnalyticGate:
+    """Closed form, from per-task sufficient statistics: fitting tasks one after another, in any order, is fitting them jointly.
+
+    "Is it known?" is a cosine in the space that general text whitens, between the prefix mean and a task's mean; it depends on that task
+    and the base model alone. "Which one is it?" is linear-discriminant analysis with the tasks' pooled within-scatter and a ridge.
+
+    Shapes: `base_mean [c]`, `base_whitener [c, c]`, `count [tasks]`, `mean [tasks, c]`, `scatter [c, c]` (sum over the tasks of their
+    scatter about their own mean), `threshold`, `sharpness`, `temperature`, `ridge`, `keep [1]` (k of top-k).
+    """
+
+    projection: Tensor
+    content_weight: Tensor
+    content_bias: Tensor
+    base_mean: Tensor
+    base_whitener: Tensor
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
+    threshold: Tensor
+    sharpness: Tensor
+    temperature: Tensor
+    ridge: Tensor
+    keep: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_evidence", Evidence(self.projection, self.content_weight, self.content_bias))
+        object.__setattr__(self, "_directions", self._task_directions())
+        object.__setattr__(self, "_read_out", self._discriminants())
+        object.__setattr__(self, "_top_k", int(self.keep))
+
+    @property
+    def top_k(self) -> int:
+        return self._top_k  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def width(self) -> int:
+        return self.projection.shape[1]
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.count)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> AnalyticGate:
+        return AnalyticGate(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self._evidence(hidden)  # type: ignore[attr-defined,no-any-return]
+
+    def similarity(self, pooled: Tensor) -> Tensor:
+        """Cosine to every task's mean in the whitened space: `[..., c]` → `[..., tasks]`."""
+        whitened = (pooled - self.base_mean) @ self.base_whitener
+        return torch.nn.functional.normalize(whitened, dim=-1) @ self._directions  # type: ignore[attr-defined,no-any-return]
+
+    def probabilities(self, pooled: Tensor) -> Tensor:
+        """pooled `[..., c]` → `[..., tasks + 1]`, the last column is "base"; rows sum to 1."""
+        if not self.num_tasks:
+            return pooled.new_ones(*pooled.shape[:-1], 1)
+        weight, bias = self._read_out  # type: ignore[attr-defined]
+        tasks = torch.softmax((pooled @ weight + bias) / self.temperature, dim=-1)
+        nearest = self.similarity(pooled).amax(-1, keepdim=True)
+        known = torch.sigmoid((nearest - self.threshold) * self.sharpness)
+        return torch.cat([tasks * known, 1 - known], dim=-1)
+
+    def decide(self, pooled: Tensor) -> Tensor:
+        """The weights that serve: `[..., tasks]`. The k likeliest tasks, renormalised; all zero where no task is likelier than not."""
+        tasks = self.probabilities(pooled)[..., :-1]
+        if not self.num_tasks:
+            return tasks
+        kept = tasks.topk(min(self.top_k, self.num_tasks), dim=-1)
+        weights = torch.zeros_like(tasks).scatter(-1, kept.indices, kept.values / kept.values.sum(-1, keepdim=True).clamp_min(1e-30))
+        return weights * (tasks.amax(-1, keepdim=True) > 0.5)
+
+    def with_task(self, pooled: Tensor) -> AnalyticGate:
+        """The gate that also knows a task whose prefix means are `pooled [n, c]`; the earlier tasks' statistics are unchanged."""
+        samples = pooled.double()
+        mean = samples.mean(0)
+        centred = samples - mean
+        return replace(
+            self,
+            count=torch.cat([self.count, torch.tensor([float(len(samples))])]),
+            mean=torch.cat([self.mean, mean.float().unsqueeze(0)]),
+            scatter=(self.scatter.double() + centred.T @ centred).float(),
+        )
+
+    def _task_directions(self) -> Tensor:
+        whitened = (self.mean - self.base_mean) @ self.base_whitener
+        return torch.nn.functional.normalize(whitened, dim=-1).T.contiguous()
+
+    def _discriminants(self) -> tuple[Tensor, Tensor]:
+        """LDA: weight `[c, tasks]` = Σ⁻¹ μ_k, bias = -½ μ_kᵀ Σ⁻¹ μ_k, with equal priors: a task is not likelier for having more data."""
+        covariance = self.scatter.double() / self.count.double().sum().clamp_min(1)
+        scale = covariance.diagonal().mean().clamp_min(1e-12)
+        ridge = self.ridge.double()
+        shrunk = (1 - ridge) * covariance + ridge * scale * torch.eye(self.width, dtype=torch.float64, device=covariance.device)
+        mean = self.mean.double()
+        weight = torch.linalg.solve(shrunk, mean.T)
+        return weight.float().contiguous(), (-0.5 * (mean.T * weight).sum(0)).float()
+
+
+def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
+    """The gate of a generation, its tensors' names, dtypes and shapes checked. Raises BankCorrupt."""
+    where = f"gate of generation {manifest.generation}"
+    if manifest.gate.kind != "analytic":
+        raise BankCorrupt(f"{where} is {manifest.gate.kind!r}, this software reads 'analytic'; learn the bank with it")
+    names = {field.name for field in fields(AnalyticGate)}
+    if set(tensors) != names:
+        raise BankCorrupt(f"{where} has tensors {sorted(tensors)}, expected {sorted(names)}; learn the bank again")
+    num_tasks, hidden = len(manifest.tasks), manifest.base.hidden_size
+    width = tensors["projection"].shape[-1]
+    expected = {
+        "projection": (hidden, width),
+        "content_weight": (hidden,),
+        "base_mean": (width,),
+        "base_whitener": (width, width),
+        "count": (num_tasks,),
+        "mean": (num_tasks, width),
+        "scatter": (width, width),
+    }
+    for name, tensor in tensors.items():
+        shape = expected.get(name, (1,))
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise BankCorrupt(f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}; learn the bank again")
+    if width > manifest.base.num_kv_heads * manifest.base.head_size:
+        raise BankCorrupt(f"{where} is {width} wide, one layer's KV cache holds {manifest.base.num_kv_heads * manifest.base.head_size} values")
+    return AnalyticGate(**tensors)

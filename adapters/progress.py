@@ -1,0 +1,64 @@
+"""Progress that a person can follow on a terminal, and that does not flood a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+stdout = Console()
+LOG_EVERY_SECONDS = 20.0
+
+
+class Steps:
+    """A bar with a message (loss, tokens/s) and the time left; plain lines now and then where there is no terminal."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.started, self.printed = 0, time.monotonic(), 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Steps:
+        self.bar.start()
+        self.row = self.bar.add_task(self.what, total=self.total, message="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        seconds = time.monotonic() - self.started
+        console.print(f"{self.what}: {self.done}/{self.total} {self.unit} in {seconds:.1f} s", highlight=False)
+
+    def advance(self, message: str = "") -> None:
+        self.done += 1
+        self.bar.update(self.row, advance=1, message=message)
+        now = time.monotonic()
+        if not console.is_terminal and now - max(self.printed, self.started) > LOG_EVERY_SECONDS:
+            self.printed = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            print(f"{self.what}: {self.done}/{self.total} {self.unit}, {message}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
+    """Iterate with a bar."""
+    listed = list(items)
+    with Steps(what, len(listed), unit) as steps:
+        for item in listed:
+            yield item
+            steps.advance()

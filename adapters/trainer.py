@@ -1,0 +1,157 @@
+"""Learn one task: score blocks → fit the gate → fit the expert → evaluate → publish.
+
+The trunk runs once per example. The expert trains under the gate's own decisions, and for a share of the examples it starts later still:
+an expert that always saw itself from the first token fails when a causal gate switches it on in mid-prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.blocks import Site, WarmUp, block_means, layer_quotas, select, standardise
+from adapters.examples import Prepared
+from adapters.progress import Steps
+from adapters.routed import Expert, RoutedModel
+from adapters.settings import LearnSettings
+from adapters.sparse_lora import SparseDelta
+
+LEARNING_RATE_FLOOR = 0.1
+WARM_UP_STEPS = 10
+CLIP_NORM = 1.0
+
+BatchSource = Callable[[], list[int]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting reports: the last steps' mean loss, and the gradient warm-up's number of steps."""
+
+    final_loss: float
+    warm_up_steps: int
+    seconds_per_step: float
+
+
+def batch_source(count: int, batch_size: int, rng: random.Random) -> BatchSource:
+    """Batches of shuffled indices, epoch after epoch; a set smaller than a batch is a batch."""
+    order: list[int] = []
+
+    def draw() -> list[int]:
+        nonlocal order
+        if len(order) < min(batch_size, count):
+            order = rng.sample(range(count), count)
+        batch, order = order[:batch_size], order[batch_size:]
+        return batch
+
+    return draw
+
+
+def answer_loss(model: RoutedModel, data: Prepared, batch: list[int], weights: list[Tensor]) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens (the NLL of eq. 13), from cached trunk outputs."""
+    output = model.forward([data.trunk[i] for i in batch], weights)
+    rows, positions, labels = data.targets(batch)
+    logits = model.backbone.logits(output[rows, positions])
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+def choose_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings, coverage: dict[int, float]) -> tuple[dict[Site, Tensor], int]:
+    """Gradient warm-up on the untouched weights (eq. 2), block scores (eq. 3), per-layer quotas. Returns blocks and warm-up steps."""
+    draw = batch_source(len(data), settings.batch_size, random.Random(settings.seed))
+    weights = {site: routed.base.weight for site, routed in model.sites.items()}
+    sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
+    rule, stop = WarmUp(), False
+    with _gradients_of(list(weights.values())), Steps("block scores", rule.max_steps, "steps") as steps:
+        while not stop:
+            batch = draw()
+            answer_loss(model, data, batch, [torch.zeros(len(data.trunk[i]), 0) for i in batch]).backward()  # type: ignore[no-untyped-call]
+            squares = 0.0
+            for site, weight in weights.items():
+                assert weight.grad is not None
+                gradient = weight.grad.float()
+                squares += float(gradient.pow(2).sum())
+                sums[site] += block_means(gradient, settings.block_size)
+                weight.grad = None
+            stop = rule.should_stop(math.sqrt(squares))
+            steps.advance(f"rho {rule.rhos[-1]:.3f}")
+    per_layer: dict[int, int] = {}
+    for (layer, _), total in sums.items():
+        per_layer[layer] = per_layer.get(layer, 0) + total.numel()
+    means = {site: total / len(rule.norms) for site, total in sums.items()}
+    return select(standardise(means), layer_quotas(per_layer, coverage, settings.density)), len(rule.norms)
+
+
+def new_expert(model: RoutedModel, blocks: dict[Site, Tensor], settings: LearnSettings) -> Expert:
+    generator = torch.Generator().manual_seed(settings.seed)
+    shapes = {site: tuple(model.sites[site].base.weight.shape) for site in blocks}
+    return {site: SparseDelta.fresh(found, settings.rank, settings.block_size, shapes[site], generator) for site, found in blocks.items()}  # type: ignore[arg-type]
+
+
+def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> tuple[float, float]:
+    """AdamW on the expert's rank rows alone. Returns the mean loss of the last tenth and seconds per step."""
+    import time
+
+    rng = random.Random(settings.seed)
+    draw = batch_source(len(data), settings.batch_size, rng)
+    parameters = [parameter for delta in expert.values() for parameter in delta.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    losses: list[float] = []
+    started, tokens = time.monotonic(), 0
+    with Steps("training", settings.steps, "steps") as steps:
+        for step in range(settings.steps):
+            batch = draw()
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+            loss = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+            tokens += sum(len(data.trunk[i]) for i in batch)
+            recent = losses[-10:]
+            steps.advance(f"loss {sum(recent) / len(recent):.3f}, {tokens / (time.monotonic() - started):.0f} tokens/s")
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail), (time.monotonic() - started) / settings.steps
+
+
+def late_start(data: Prepared, index: int, share: float, rng: random.Random) -> Tensor:
+    """The gate's decisions for an example; with probability `share`, base until a random token of its prompt."""
+    weights = data.weights[index]
+    if rng.random() >= share:
+        return weights
+    first = int(weights.any(-1).int().argmax())
+    start = rng.randint(first, max(first, len(data.tokens[index].prompt) - 1))
+    weights = weights.clone()
+    weights[:start] = 0
+    return weights
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine)
+
+
+def _grid(weight: Tensor, size: int) -> tuple[int, int]:
+    return weight.shape[0] // size, weight.shape[1] // size
+
+
+class _gradients_of:
+    """While open, the given frozen weights collect gradients."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+
+    def __enter__(self) -> None:
+        for weight in self.weights:
+            weight.requires_grad_(True)
+
+    def __exit__(self, *_: object) -> None:
+        for weight in self.weights:
+            weight.requires_grad_(False)
+            weight.grad = None

@@ -1,0 +1,57 @@
+"""What the plugin needs to know when the engine starts, carried in vLLM's `additional_config["seta"]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.bank import Manifest
+
+VLLM_VERSION = "0.32.0"
+KEY = "seta"
+
+
+class UnsupportedEngine(RuntimeError):
+    """The engine, its version or its configuration is one that the routed layer cannot serve."""
+
+
+class RuntimeConfig(BaseModel):
+    """`trunk_layers` and `targets` decide which modules are wrapped, so they are fixed for the engine's life."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bank: Path
+    trunk_layers: int = Field(ge=0)
+    targets: tuple[str, ...] = Field(min_length=1)
+
+    @staticmethod
+    def is_wanted(vllm_config: Any) -> bool:
+        extra = vllm_config.additional_config
+        return isinstance(extra, dict) and KEY in extra
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> RuntimeConfig:
+        return cls.model_validate(vllm_config.additional_config[KEY])
+
+    @staticmethod
+    def check_engine(vllm_config: Any) -> None:
+        """Raises UnsupportedEngine for what is not built yet: the gate would have to travel between ranks."""
+        parallel = vllm_config.parallel_config
+        for what, size in (("pipeline", parallel.pipeline_parallel_size), ("tensor", parallel.tensor_parallel_size)):
+            if size > 1:
+                raise UnsupportedEngine(f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; start with {what}_parallel_size 1")
+
+
+def seta_engine_args(manifest: Manifest, bank: Path, max_generations: int) -> dict[str, Any]:
+    """Keyword arguments for vLLM's `AsyncEngineArgs` that make its LoRA slots hold generations of `bank`."""
+    config = RuntimeConfig(bank=bank.resolve(), trunk_layers=manifest.trunk_layers, targets=manifest.targets)
+    return {
+        "enable_lora": True,
+        "max_loras": max_generations,
+        "max_cpu_loras": max_generations,
+        "max_lora_rank": 8,  # vLLM's own buffers are never made; ours have no bound on the rank
+        "lora_target_modules": ["qkv_proj"],
+        "additional_config": {KEY: config.model_dump(mode="json")},
+        "worker_extension_cls": "seta_runtime.worker.SetaWorkerExtension",
+    }

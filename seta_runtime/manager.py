@@ -1,0 +1,189 @@
+"""The only file that touches vLLM's internals: one LoRA slot holds one generation of the bank.
+
+vLLM's LoRA machinery gives each request an adapter id, carries it per token through batching, keys the prefix cache by the adapter's name,
+loads and evicts slots at run time. All of that is kept; what is inside a slot, and what a layer does with it, is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.lora.model_manager import DEFAULT_LANGUAGE_WRAPPER_KEY, LRUCacheLoRAModelManager
+from vllm.lora.request import LoRARequest
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from adapters.bank import Bank, check_base
+from adapters.base_model import fingerprint, resolve_model_dir
+from adapters.gate import Gate, load_gate
+from seta_runtime.config import RuntimeConfig, UnsupportedEngine
+from seta_runtime.layer import OutputSlice, RoutedProjection
+from seta_runtime.resident import Layout, ResidentGeneration, bank_root_of
+from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
+from seta_runtime.state import StepState
+from seta_runtime.stats import RoutingStats
+
+POOL_LAYER_NAME = "model.layers.{index}.route_pool"
+
+
+class SlotMapping:
+    """Stands where vLLM keeps its per-step LoRA metadata; hands each token's slot to the step state."""
+
+    def __init__(self, state: StepState, device: torch.device) -> None:
+        self.state = state
+        self.device = device
+
+    def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *_: Any, **__: Any) -> None:
+        slot_of_id = {adapter_id: slot for slot, adapter_id in enumerate(lora_index_to_id) if adapter_id is not None}
+        slot_of_id[0] = -1
+        token_slots = torch.tensor([slot_of_id[i] for i in mapping.index_mapping], dtype=torch.int64)
+        self.state.begin_step(token_slots.to(self.device))
+
+
+class GenerationManager(LRUCacheLoRAModelManager):
+    """Fills slots with generations and puts the router and the routed projections into the model."""
+
+    def __init__(self, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> None:
+        self.config = RuntimeConfig.of(vllm_config)
+        self._vllm_config = vllm_config
+        self.stats = RoutingStats()
+        super().__init__(*args, vllm_config=vllm_config, **kwargs)
+
+    def _init_punica_wrapper(self, max_num_batched_tokens: int, vllm_config: VllmConfig) -> None:
+        self.supports_mm = False
+        self.state = StepState([None] * self.lora_slots)
+        self.punica_wrapper_mapping = {DEFAULT_LANGUAGE_WRAPPER_KEY: SlotMapping(self.state, self.device)}  # type: ignore[dict-item]
+
+    def _create_lora_modules(self) -> None:
+        layers = _decoder_layers(self.model)
+        trunk = self.config.trunk_layers
+        first = layers[trunk]
+        heads = first.self_attn
+        shape = PoolShape(heads.num_heads, heads.num_kv_heads, heads.head_dim)
+        pool = Attention(
+            shape.num_heads,
+            shape.head_size,
+            1.0,
+            num_kv_heads=shape.num_kv_heads,
+            cache_config=self._vllm_config.cache_config,
+            prefix=POOL_LAYER_NAME.format(index=len(layers)),
+        )
+        self.router = Router(self.state, pool, shape, self.stats)
+        for index in range(trunk, len(layers)):
+            self._wrap_projections(layers[index], index)
+        layers[trunk] = RoutedDecoderLayer(first, self.router)
+
+    def _wrap_projections(self, layer: nn.Module, index: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        q, kv = attention.q_size, attention.kv_size
+        packed = {
+            (attention, "qkv_proj"): [("q_proj", 0, q), ("k_proj", q, kv), ("v_proj", q + kv, kv)],
+            (attention, "o_proj"): [("o_proj", 0, None)],
+            (mlp, "gate_up_proj"): [("gate_proj", 0, None), ("up_proj", None, None)],
+            (mlp, "down_proj"): [("down_proj", 0, None)],
+        }
+        for (parent, name), parts in packed.items():
+            wanted = [part for part in parts if part[0] in self.config.targets]
+            if wanted:
+                base = getattr(parent, name)
+                setattr(parent, name, RoutedProjection(base, self.state, _slices(base, index, wanted)))
+
+    def _add_adapter(self, lora: Any) -> None:
+        self._registered_adapters[lora.id] = lora
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        """Put a registered generation into a free slot, or the slot of the one used least recently."""
+        if lora_id not in self._active_adapters:
+            if len(self._active_adapters) >= self.lora_slots:
+                self._active_adapters.remove_oldest()
+            slot = self.lora_index_to_id.index(None)
+            self._active_adapters[lora_id] = None
+            self.lora_index_to_id[slot] = lora_id
+            self.state.slots[slot] = self._registered_adapters[lora_id]  # type: ignore[assignment]
+        self._active_adapters.touch(lora_id)
+        return True
+
+    def _deactivate_adapter(self, lora_id: int) -> None:
+        if lora_id in self.lora_index_to_id:
+            slot = self.lora_index_to_id.index(lora_id)
+            self.lora_index_to_id[slot] = None
+            self.state.slots[slot] = None
+
+    def remove_all_adapters(self) -> None:
+        super().remove_all_adapters()
+        self.state.slots[:] = [None] * self.lora_slots
+
+    def create_dummy_lora(self, lora_id: int, rank: int, embedding_modules: Any = None) -> Any:
+        return ResidentGeneration.empty(lora_id, self.warmup_gate)
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return default_rank
+
+    @property
+    def warmup_gate(self) -> Gate:
+        bank = Bank.open(self.config.bank)
+        manifest = bank.manifest(0 if 0 in bank.generations() else None)
+        return load_gate(manifest, bank.load_gate(manifest)).to(self.device)
+
+
+class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
+    """Loads what a `LoRARequest` names: the manifest of a generation."""
+
+    _manager_cls = GenerationManager
+
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        self.config = RuntimeConfig.of(vllm_config)
+        self.config.check_engine(vllm_config)
+        self._dtype = vllm_config.model_config.dtype
+        self._found = fingerprint(resolve_model_dir(vllm_config.model_config.model))
+        bank = Bank.open(self.config.bank)
+        check_base(bank.manifest(), self._found)
+
+    def _load_adapter(self, lora_request: LoRARequest) -> Any:
+        root, generation = bank_root_of(lora_request.lora_path)
+        layout = Layout(self.config.trunk_layers, self.config.targets)
+        return ResidentGeneration.load(lora_request.lora_int_id, root, generation, self._found, layout, self._dtype, self.device)
+
+    @property
+    def stats(self) -> RoutingStats:
+        return self._adapter_manager.stats  # type: ignore[attr-defined,no-any-return]
+
+
+def install() -> None:
+    """Put the worker manager in place; engines without a `seta` section in `additional_config` get vLLM's own."""
+    from vllm.v1.worker import lora_model_runner_mixin as mixin
+
+    if getattr(mixin.LRUCacheWorkerLoRAManager, "is_seta_choice", False):
+        return
+
+    def choose(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> LRUCacheWorkerLoRAManager:
+        wanted = GenerationWorkerManager if RuntimeConfig.is_wanted(vllm_config) else LRUCacheWorkerLoRAManager
+        return wanted(vllm_config, *args, **kwargs)
+
+    choose.is_seta_choice = True  # type: ignore[attr-defined]
+    mixin.LRUCacheWorkerLoRAManager = choose  # type: ignore[assignment,misc]
+
+
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None or any(isinstance(layer, PPMissingLayer) for layer in layers):
+        raise UnsupportedEngine(f"{type(model).__name__}: no whole decoder stack `model.layers` found; pipeline stages are not supported")
+    if not all(hasattr(layer, "self_attn") and hasattr(layer.self_attn, "qkv_proj") for layer in layers):
+        raise UnsupportedEngine(f"{type(model).__name__} is not a decoder like Llama, Qwen2 or Qwen3 (self_attn.qkv_proj missing)")
+    return layers
+
+
+def _slices(base: nn.Module, layer: int, parts: list[tuple[str, int | None, int | None]]) -> list[OutputSlice]:
+    """gate and up are the two halves of their packed output; an unpacked projection is one slice."""
+    whole = int(base.output_size_per_partition) if hasattr(base, "output_size_per_partition") else int(base.output_size)
+    is_pair = any(target in ("gate_proj", "up_proj") for target, _, _ in parts)
+    part_size = whole // 2 if is_pair else whole
+    return [
+        OutputSlice(layer, target, part_size if start is None else start, part_size if size is None else size) for target, start, size in parts
+    ]
+

@@ -1,0 +1,93 @@
+"""One projection's experts in memory, in the forms that the operations read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DENSE_BYTES_LIMIT = 1.5
+"""A task's merged delta is kept dense while it takes at most this many times the bytes of its sub-blocks."""
+
+
+@dataclass(frozen=True)
+class SparseBlocks:
+    """An expert's sub-blocks on one projection: `blocks [n, 2]`, `a [n, r, l]`, `b [n, l, r]` (`docs/design.md`)."""
+
+    blocks: Tensor
+    a: Tensor
+    b: Tensor
+
+    def dense(self, shape: tuple[int, int]) -> Tensor:
+        """ΔW `[d_out, d_in]` float32."""
+        size = self.a.shape[-1]
+        rows, columns = shape[0] // size, shape[1] // size
+        grid = torch.zeros(rows * columns, size, size)
+        index = self.blocks[:, 0].long() * columns + self.blocks[:, 1].long()
+        grid.index_copy_(0, index, torch.bmm(self.b.float(), self.a.float()))
+        return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(shape)
+
+    def rank_rows(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The same delta as rank rows over the whole projection: `A [n·r, d_in]`, `B [n·r, d_out]` float32, zero off the blocks."""
+        count, rank, size = self.a.shape
+        a = torch.zeros(count, rank, shape[1])
+        b = torch.zeros(count, rank, shape[0])
+        for i, (row, column) in enumerate(self.blocks.tolist()):
+            a[i, :, column * size : (column + 1) * size] = self.a[i]
+            b[i, :, row * size : (row + 1) * size] = self.b[i].T
+        return a.flatten(0, 1), b.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ProjectionExperts:
+    """All experts of one generation on one projection `W0 [d_out, d_in]`.
+
+    `a [R, d_in]`, `b [R, d_out]`: every expert's rank rows, stacked; `rank_expert [R]` int64 names each row's expert. `task_rows[t]`: the
+    rows that task t's experts own. `task_delta[t] [d_in, d_out]`: their merged delta, ready for `x @ delta`, where that is the cheaper
+    form, else None.
+    """
+
+    a: Tensor
+    b: Tensor
+    rank_expert: Tensor
+    task_rows: list[Tensor]
+    task_delta: list[Tensor | None]
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [self.a, self.b, *self.task_rows, *(d for d in self.task_delta if d is not None)]
+        return sum(t.nbytes for t in tensors)
+
+
+def pack(
+    experts: Sequence[SparseBlocks | None], membership: Tensor, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> ProjectionExperts:
+    """Stack the experts of one projection; `experts[e]` is None where expert e has no block here. `membership [tasks, experts]` 0/1."""
+    rows_a, rows_b, owners = [], [], []
+    for index, expert in enumerate(experts):
+        if expert is None:
+            continue
+        a, b = expert.rank_rows(shape)
+        rows_a.append(a)
+        rows_b.append(b)
+        owners.append(torch.full((len(a),), index))
+    rank_expert = torch.cat(owners)
+    task_rows = [member[rank_expert].nonzero().flatten() for member in membership]
+    task_delta = [_merged(experts, member, shape) for member in membership]
+    return ProjectionExperts(
+        a=torch.cat(rows_a).to(device, dtype),
+        b=torch.cat(rows_b).to(device, dtype),
+        rank_expert=rank_expert.to(device),
+        task_rows=[rows.to(device) for rows in task_rows],
+        task_delta=[None if d is None else d.T.contiguous().to(device, dtype) for d in task_delta],
+    )
+
+
+def _merged(experts: Sequence[SparseBlocks | None], member: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    mine = [expert for expert, is_mine in zip(experts, member.tolist(), strict=True) if is_mine and expert is not None]
+    block_values = sum(expert.a.numel() + expert.b.numel() for expert in mine)
+    if not mine or shape[0] * shape[1] > DENSE_BYTES_LIMIT * block_values:
+        return None
+    return torch.stack([expert.dense(shape) for expert in mine]).sum(0)

@@ -1,0 +1,99 @@
+"""A generation of the bank in memory: its gate and its experts, packed for the routed layers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base
+from adapters.gate import Gate, load_gate
+from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
+
+
+@dataclass(frozen=True)
+class ResidentGeneration:
+    """All that serving one generation needs; nothing of it is read from disk again.
+
+    `id` is the engine's adapter id; `membership [tasks, experts]` float32; `projections[(layer, target)]` the packed experts.
+    """
+
+    id: int
+    generation: int
+    tasks: tuple[str, ...]
+    experts: tuple[str, ...]
+    membership: Tensor
+    gate: Gate
+    projections: dict[tuple[int, str], ProjectionExperts]
+
+    @property
+    def experts_of_task(self) -> list[list[str]]:
+        return [[e for e, bit in zip(self.experts, row, strict=True) if bit] for row in self.membership.tolist()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.nbytes for p in self.projections.values()) + self.gate.nbytes
+
+    @classmethod
+    def empty(cls, adapter_id: int, gate: Gate) -> ResidentGeneration:
+        """What the engine's warm-up runs with: no task, so every token is base."""
+        return cls(adapter_id, 0, (), (), torch.zeros(0, 0), gate, {})
+
+    @classmethod
+    def load(
+        cls, adapter_id: int, bank_root: Path, generation: int, found: BaseModelInfo, layout: Layout, dtype: torch.dtype, device: torch.device
+    ) -> ResidentGeneration:
+        """Read and verify a whole generation. Raises a BankError; nothing is kept then."""
+        bank = Bank.open(bank_root)
+        manifest = bank.manifest(generation)
+        check_base(manifest, found)
+        layout.check(manifest)
+        gate = load_gate(manifest, bank.load_gate(manifest)).to(device)
+        membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(len(manifest.tasks), len(manifest.experts))
+        projections = _pack_all(bank, manifest, membership, dtype, device)
+        names = tuple(task.name for task in manifest.tasks)
+        return cls(adapter_id, generation, names, tuple(e.id for e in manifest.experts), membership.to(device), gate, projections)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the engine was built for when it started; a generation with another layout needs a restart."""
+
+    trunk_layers: int
+    targets: tuple[str, ...]
+
+    def check(self, manifest: Manifest) -> None:
+        found = (manifest.trunk_layers, set(manifest.targets) - set(self.targets))
+        if found != (self.trunk_layers, set()):
+            raise BankCorrupt(
+                f"generation {manifest.generation} has trunk_layers {manifest.trunk_layers} and targets {list(manifest.targets)}, the engine "
+                f"was started for {self.trunk_layers} and {list(self.targets)}; restart the server on this bank"
+            )
+
+
+def _pack_all(
+    bank: Bank, manifest: Manifest, membership: Tensor, dtype: torch.dtype, device: torch.device
+) -> dict[tuple[int, str], ProjectionExperts]:
+    blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
+    for index, info in enumerate(manifest.experts):
+        tensors = bank.load_expert(manifest, info.id)
+        for name in (n for n in tensors if n.endswith(".blocks")):
+            _, layer, target, _ = name.split(".")
+            stem = name.removesuffix("blocks")
+            experts = blocks.setdefault((int(layer), target), [None] * len(manifest.experts))
+            experts[index] = SparseBlocks(tensors[name], tensors[stem + "A"], tensors[stem + "B"])
+    return {
+        key: pack(experts, membership.bool(), manifest.base.target_dims(key[1]), dtype, device)  # type: ignore[arg-type]
+        for key, experts in blocks.items()
+    }
+
+
+def bank_root_of(manifest_path: str) -> tuple[Path, int]:
+    """`<bank>/generations/00004.json` → (`<bank>`, 4); the name is checked, not trusted."""
+    path = Path(os.path.abspath(manifest_path))
+    if path.parent.name != "generations" or not path.stem.isdigit():
+        raise BankCorrupt(f"{path.name!r} is not a generation's manifest; expected <bank>/generations/<number>.json")
+    return path.parent.parent, int(path.stem)

@@ -1,0 +1,126 @@
+"""One routing decision for the whole stack, taken at the entrance of decoder layer m.
+
+1. Each token's evidence `z_t` is a fixed projection of the trunk's output (`adapters.gate`).
+2. A prefix mean `z̄_t` of it is what causal attention with constant queries computes, so one extra attention layer pools it: the paged KV
+   cache carries the gate's memory through chunked prefill, decode, preemption and prefix-cache hits.
+3. The gate's read-out of `z̄_t` names the task, or "base"; tokens with the same answer form a group, and the routed layers do the rest.
+
+Tokens of the base model, and steps without a generation, pay nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seta_runtime.resident import ResidentGeneration
+from seta_runtime.state import RoutedGroup, StepState
+from seta_runtime.stats import RoutingStats
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """The extra attention layer's heads; the value heads hold `num_kv_heads x head_size` evidence values a token."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+
+    @property
+    def width(self) -> int:
+        return self.num_kv_heads * self.head_size
+
+
+class Router(nn.Module):
+    """Writes `state.groups` from the residual stream at layer m."""
+
+    def __init__(self, state: StepState, pool: Callable[[Tensor, Tensor, Tensor], Tensor], shape: PoolShape, stats: RoutingStats) -> None:
+        super().__init__()
+        self.state = state
+        self.pool = pool
+        self.shape = shape
+        self.stats = stats
+
+    def forward(self, hidden: Tensor) -> None:
+        """hidden `[T, d]`: the residual stream that enters layer m."""
+        self.state.groups = []
+        slots = self.state.slots_of(len(hidden))
+        present = [int(slot) for slot in torch.unique(slots).tolist() if slot >= 0]
+        members = [(self._resident(slot), self._rows(slots, slot, len(present))) for slot in present]
+        if not members:
+            return
+        pooled = self._pooled(hidden, members)
+        for generation, rows in members:
+            mine = pooled[:, : generation.gate.width]
+            weights = generation.gate.decide(mine if rows is None else mine[rows])
+            self._add_groups(generation, rows, weights, len(hidden))
+
+    def _resident(self, slot: int) -> ResidentGeneration:
+        generation = self.state.slots[slot]
+        assert generation is not None, f"slot {slot} is empty"
+        return generation
+
+    @staticmethod
+    def _rows(slots: Tensor, slot: int, num_present: int) -> Tensor | None:
+        """Positions of the slot's tokens; None when every token is its own."""
+        mine = slots == slot
+        if num_present == 1 and bool(mine.all()):
+            return None
+        return mine.nonzero().flatten()
+
+    def _pooled(self, hidden: Tensor, members: list[tuple[ResidentGeneration, Tensor | None]]) -> Tensor:
+        """Prefix means of the evidence `[T, c]` float32: softmax over constant queries weighs each token by its key alone."""
+        num_tokens, shape = len(hidden), self.shape
+        value = hidden.new_zeros(num_tokens, shape.width)
+        key = hidden.new_zeros(num_tokens, shape.num_kv_heads, shape.head_size)
+        query = hidden.new_zeros(num_tokens, shape.num_heads, shape.head_size)
+        query[..., 0] = 1
+        for generation, rows in members:
+            z, log_weight = generation.gate.evidence(hidden if rows is None else hidden[rows])
+            where: Any = slice(None) if rows is None else rows
+            value[where, : z.shape[-1]] = z.to(value.dtype)
+            key[where, :, 0] = log_weight.to(key.dtype).unsqueeze(-1)
+        out = self.pool(query.flatten(1), key.flatten(1), value)
+        per_head = out.view(num_tokens, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_size)
+        return per_head[:, :, 0].flatten(1).float()
+
+    def _add_groups(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int) -> None:
+        """Group one generation's tokens by what they need; weights `[n, tasks]`, a zero row means base."""
+        if generation.gate.top_k > 1:
+            self._add_mixture(generation, rows, weights)
+            return
+        chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
+        for task, count in zip(*(t.tolist() for t in torch.unique(chosen, return_counts=True)), strict=True):
+            self.stats.count(generation, task, count)
+            if task < 0:
+                continue
+            everyone = rows is None and count == num_tokens
+            local = None if everyone else (chosen == task).nonzero().flatten()
+            mine = local if rows is None or local is None else rows[local]
+            self.state.groups.append(RoutedGroup(generation, mine, task, None))
+
+    def _add_mixture(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor) -> None:
+        active = weights.any(-1)
+        local = active.nonzero().flatten()
+        self.stats.count_mixture(generation, weights)
+        if not len(local):
+            return
+        gates = weights[local] @ generation.membership
+        self.state.groups.append(RoutedGroup(generation, local if rows is None else rows[local], None, gates))
+
+
+class RoutedDecoderLayer(nn.Module):
+    """Decoder layer m behind the router; called exactly as the layer it wraps."""
+
+    def __init__(self, layer: nn.Module, router: Router) -> None:
+        super().__init__()
+        self.layer = layer
+        self.router = router
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any) -> Any:
+        self.router(hidden_states if residual is None else hidden_states + residual)
+        return self.layer(positions, hidden_states, residual, **kwargs)

@@ -1,0 +1,48 @@
+"""What the router writes once per forward pass and every routed layer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from seta_runtime.resident import ResidentGeneration
+
+
+@dataclass(frozen=True)
+class RoutedGroup:
+    """Tokens that share a generation and a set of active tasks.
+
+    `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task has the whole
+    weight (top-1 routing), and then `gates` is None; otherwise `gates [n, experts]` float32 holds every expert's gate.
+    """
+
+    generation: ResidentGeneration
+    rows: Tensor | None
+    task: int | None
+    gates: Tensor | None
+
+
+@dataclass
+class StepState:
+    """Which slot each token of the step belongs to, and the groups the router made of them.
+
+    `token_slots [T]` int64: the index of the token's generation in `slots`, -1 for the base model. Groups are empty below the trunk's end
+    and in a step in which no expert is active: the routed layers then return the base output untouched.
+    """
+
+    slots: list[ResidentGeneration | None]
+    token_slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    groups: list[RoutedGroup] = field(default_factory=list)
+
+    def begin_step(self, token_slots: Tensor) -> None:
+        self.token_slots = token_slots
+        self.groups = []
+
+    def slots_of(self, num_tokens: int) -> Tensor:
+        """The step's slots, -1 for tokens that pad the batch."""
+        known = self.token_slots[:num_tokens]
+        if len(known) == num_tokens:
+            return known
+        return torch.nn.functional.pad(known, (0, num_tokens - len(known)), value=-1)
