@@ -12,6 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from .config import ServeConfig, ServeError, build_config
+from .listen import bind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,9 +31,10 @@ def _serve(**options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     try:
         config = build_config(**given)
-        from .run import serve
+        with bind(config) as sock:
+            from .run import serve  # imports torch
 
-        serve(config)
+            serve(config, sock)
     except (ServeError, ImportError) as error:
         if options["log_level"] == "debug":
             raise

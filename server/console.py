@@ -13,7 +13,8 @@ import threading
 from collections import deque
 from typing import TextIO
 
-_EXCEPTION = re.compile(r"(?:^|[\]\s])(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Exit|Mismatch|Corrupt)): (.+)$")
+# The last line of a traceback: a built-in `SomeError: text`, or `package.module.Anything: text`.
+_EXCEPTION = re.compile(r"(?:^|[\]\s])(?:(?:[a-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception))): (.+)$")
 _SECONDARY = re.compile(r"root cause|stack trace|initialization failed|EngineCore encountered", re.IGNORECASE)
 _KEPT_LINES = 2000
 
@@ -36,6 +37,12 @@ class Console:
     def warn(self, line: str) -> None:
         print(f"seta: {line}", file=self.err, flush=True)
 
+    def restore(self) -> None:
+        """Give the two streams back; the pipe ends when the last child process does."""
+        if self.out is not sys.stdout:
+            for fd, stream in ((1, self.out), (2, self.err)):
+                os.dup2(stream.fileno(), fd)
+
     def release(self) -> None:
         """From now on the others' lines are passed on; what was held is dropped."""
         with self._lock:
@@ -46,8 +53,8 @@ class Console:
         """The first exception in the held lines that is not a mere consequence, as `Type: message`."""
         with self._lock:
             lines = list(self._held)
-        found = (match for line in lines if (match := _EXCEPTION.search(line)))
-        return next((f"{m[1]}: {m[2]}" for m in found if not _SECONDARY.search(m[2])), None)
+        found = (match for line in lines if " WARNING " not in line and (match := _EXCEPTION.search(line)))
+        return next((f"{m[1] or m[2]}: {m[3]}" for m in found if not _SECONDARY.search(m[3])), None)
 
     def _capture(self) -> None:
         sys.stdout.flush()

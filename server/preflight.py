@@ -1,14 +1,13 @@
-"""What can be said before the engine starts: is this a bank, which generation serves, does it fit this base model?"""
+"""What can be said before the engine starts: is all installed, which generation serves, does it fit this base?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from adapters.bank import Bank, BankError, Manifest, check_base
+from adapters.base_model import BaseModelError, fingerprint, resolve_model_dir
 
 from .config import ServeConfig, ServeError
-
-_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 @dataclass(frozen=True)
@@ -20,42 +19,30 @@ class Plan:
     manifest: Manifest
 
 
-def check(config: ServeConfig, say: Callable[[str], None]) -> Plan:
-    """Raises: ServeError if the bank, its current generation or the base model will not do."""
-    from adapters.base_model import fingerprint
-
+def check(config: ServeConfig) -> Plan:
+    """Raises: ServeError if the installation, the bank, its current generation or the base model will not do."""
+    check_installation()
     try:
         bank = Bank.open(config.bank)
         manifest = bank.manifest()
-        model_dir = local_model(config.model, say)
-        check_base(manifest, fingerprint(model_dir))
     except BankError as error:
-        raise ServeError(f"bank {config.bank.name}: {error}") from error
+        raise ServeError(f"--bank {config.bank.name}: {error}") from error
+    try:
+        model_dir = resolve_model_dir(config.model)
+        check_base(manifest, fingerprint(model_dir))
+    except (BaseModelError, BankError) as error:
+        raise ServeError(f"--model {config.model}: {error}") from error
     return Plan(model_dir=model_dir, bank=bank, manifest=manifest)
 
 
-def local_model(model: str, say: Callable[[str], None]) -> Path:
-    """The model's directory; a Hub id is downloaded, or found in the Hub's cache. Raises: ServeError."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ServeError(f"--model: {model} has no config.json; give the directory of a Hugging Face model")
-        return path.resolve()
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ServeError(f"--model: there is no directory {model!r}")
-    return _from_hub(model, say)
+def check_installation() -> None:
+    """The one supported vLLM is there, and its processes will find our plugin. Raises: ServeError."""
+    from seta_runtime.config import UnsupportedEngine
+    from seta_runtime.plugin import check_vllm_version
 
-
-def _from_hub(model: str, say: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    say(f"looking for {model} on the Hugging Face Hub (a first download can take long)")
     try:
-        return Path(snapshot_download(model, allow_patterns=_MODEL_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ServeError(
-            f"--model: {model!r} is no directory and could not be had from the Hub ({reason}); "
-            "check the id, the network, and HF_TOKEN for a gated model"
-        ) from error
+        check_vllm_version()
+    except UnsupportedEngine as error:
+        raise ServeError(str(error)) from error
+    if not entry_points(group="vllm.general_plugins", name="seta"):
+        raise ServeError("vLLM would not find this package's plugin: install the package (pip install -e .) first")

@@ -1,4 +1,4 @@
-"""The life of a server process: take the port, answer health checks, load, serve, end without leaving anything behind.
+"""The life of a server process: answer health checks, load, serve, end without leaving anything behind.
 
 The HTTP server is up before the model is, so `/health` and `/ready` tell the truth from the first moment. The engine
 loads in a thread. SIGINT and SIGTERM end the process at any moment: while loading the engine's processes are ended at
@@ -8,6 +8,7 @@ once; while serving, running requests get `shutdown_seconds` to finish. A second
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import time
@@ -27,46 +28,35 @@ from .service import Service, Serving
 
 _SAY_EVERY_SECONDS = 10.0
 _DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
+_ABANDON_SECONDS = 3.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(config: ServeConfig) -> None:
-    """Serve until told to end. Raises: ServeError with a sentence that says why not."""
-    with contextlib.closing(bind(config)) as sock:
-        environment.prepare(config)
-        console = Console(is_quiet=config.log_level != "debug")
+def serve(config: ServeConfig, sock: socket.socket) -> None:
+    """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
+    environment.prepare(config)
+    console = Console(is_quiet=config.log_level != "debug")
+    try:
         _log_to(console, config)
         plan = _check(config, console)
-        http = uvicorn.Config(
-            build_app(service := Service(config)),
-            log_config=None,
-            access_log=config.log_level == "debug",
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=config.shutdown_seconds,
-        )
-        try:
-            with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
-                runner.run(Process(service, plan, console, QuietServer(http)).run(sock))
-        finally:
-            end_engine_processes()
+        _serve(config, plan, console, sock)
+    finally:
+        end_engine_processes()
+        console.restore()
 
 
-def bind(config: ServeConfig) -> socket.socket:
-    """The listening socket, taken before anything slow starts. Raises: ServeError."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((config.host, config.port))
-        sock.listen(1024)  # only now does a port in use show when the other side set SO_REUSEADDR too
-    except OSError as error:
-        sock.close()
-        reason = error.strerror or str(error)
-        raise ServeError(
-            f"cannot listen on {config.host}:{config.port} ({reason}); stop what uses the port, or give another --port"
-        ) from None
-    return sock
+def _serve(config: ServeConfig, plan: Plan, console: Console, sock: socket.socket) -> None:
+    service = Service(config)
+    http = uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        access_log=config.log_level == "debug",
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=config.shutdown_seconds,
+    )
+    with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
+        runner.run(Process(service, plan, console, QuietServer(http)).run(sock))
 
 
 class QuietServer(uvicorn.Server):
@@ -112,6 +102,7 @@ class Process:
             if not ending.done():
                 loading.result()
                 await self._until_end(ending)
+            self._console.say("stopping")
         finally:
             ending.cancel()
             await self._abandon(loading)
@@ -148,15 +139,17 @@ class Process:
                 self._console.warn("the engine has stopped unexpectedly; ending")
                 await asyncio.wait({ending}, timeout=_DEAD_ENGINE_SECONDS)
                 raise ServeError("the engine stopped; its last lines are above, or with --log-level debug")
-        self._console.say("stopping")
 
     async def _abandon(self, loading: "asyncio.Task[None]") -> None:
-        """Loading happens in a thread, which ends when the processes it waits for do; it may start some yet."""
+        """Loading happens in a thread, which ends when the processes it waits for do; but it may be importing yet."""
+        deadline = time.monotonic() + _ABANDON_SECONDS
         while not loading.done():
             await asyncio.to_thread(end_engine_processes)
             await asyncio.wait({loading}, timeout=0.2)
-        if not loading.cancelled():
-            loading.exception()  # seen: the caller raises it, or it was we who ended the engine
+            if time.monotonic() > deadline:
+                end_engine_processes()
+                os._exit(0)  # a thread cannot be stopped, and there is nothing here to save
+        loading.exception()  # seen: the caller raises it, or it was we who ended the engine
 
     def _stop_engine(self) -> None:
         if self._service.serving is not None:
@@ -184,14 +177,11 @@ class Process:
 
 
 def _check(config: ServeConfig, console: Console) -> Plan:
-    from seta_runtime.plugin import check_vllm_version
-
-    check_vllm_version()
-    plan = preflight.check(config, console.say)
+    console.say(f"reading bank {config.bank.name} and base model {config.model}")
+    plan = preflight.check(config)
     manifest = plan.manifest
     console.say(
-        f"bank {config.bank.name}, generation {manifest.generation} with {len(manifest.tasks)} tasks, "
-        f"fits base model {config.model}; starting the engine"
+        f"generation {manifest.generation} with {len(manifest.tasks)} tasks fits the base model; starting the engine"
     )
     return plan
 

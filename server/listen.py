@@ -1,0 +1,22 @@
+"""Taking the port: the first thing a server does, before anything slow is even imported."""
+
+import socket
+
+from .config import ServeConfig, ServeError
+
+
+def bind(config: ServeConfig) -> socket.socket:
+    """The listening socket, taken before anything slow starts. Raises: ServeError."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+        sock.listen(1024)  # only now does a port in use show when the other side set SO_REUSEADDR too
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise ServeError(
+            f"cannot listen on {config.host}:{config.port} ({reason}); stop what uses the port, or give another --port"
+        ) from None
+    return sock

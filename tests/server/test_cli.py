@@ -1,0 +1,104 @@
+"""The command as a person meets it: help, and the one sentence it says when it cannot start."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.config import ServeConfig
+from tests.server.process import REPO, free_port, serve_command
+
+
+def run(*arguments: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "server.cli", *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout)
+
+
+def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("seta: "), done.stderr
+    return lines[0].removeprefix("seta: ")
+
+
+def test_help_imports_neither_torch_nor_vllm() -> None:
+    script = "import sys; from server.cli import app; app(['--help'], standalone_mode=False); " + (
+        "print(sorted({'torch', 'vllm', 'transformers', 'fastapi'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("serve", "learn", "evaluate", "bank"):
+        assert command in done.stdout
+
+
+def test_every_setting_is_an_option_with_a_help_text() -> None:
+    shown = run("serve", "--help").stdout
+    for name, field in ServeConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in shown
+        assert field.description
+
+
+def test_bank_is_handed_on_to_the_banks_own_commands() -> None:
+    shown = run("bank", "--help")
+    assert shown.returncode == 0
+    assert "verify" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--name", "a@b"], "--name: 'a@b' cannot be a model name"),
+        (["--bank", "no/such/bank"], "--bank: there is no directory 'no/such/bank'"),
+        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size: pipeline parallelism is not supported"),
+        (["--model", "./no/model"], "--model ./no/model: there is no directory"),
+        (["--host", "203.0.113.7"], "cannot listen on 203.0.113.7:"),
+    ],
+)
+def test_a_bad_option_is_one_sentence(demo_bank: Path, options: list[str], says: str) -> None:
+    usual = ["--model", "./no/model", "--bank", str(demo_bank), "--port", str(free_port())]
+    assert one_sentence(run("serve", *usual, *options)).startswith(says)
+
+
+def test_a_port_in_use_is_said_at_once(demo_bank: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("serve", "--model", "./no/model", "--bank", str(demo_bank), "--port", str(port))
+    says = one_sentence(done)
+    assert says.startswith(f"cannot listen on 127.0.0.1:{port} (Address already in use)")
+    assert "--port" in says
+
+
+def test_a_directory_that_is_no_bank(model_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        serve_command(model_dir, tmp_path, free_port()), cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert "is not a bank" in one_sentence(done)
+
+
+def test_a_bank_for_another_base_model(demo_bank: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The same model with one weight changed is another model."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in model_dir.iterdir():
+        (other / file.name).symlink_to(file.resolve())
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x40
+    weights.unlink()
+    weights.write_bytes(content)
+    done = subprocess.run(
+        serve_command(other, demo_bank, free_port()), cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    says = one_sentence(done)
+    assert "was trained on base" in says and "retrain, or start with the model" in says
+
+
+def test_log_level_debug_shows_the_traceback(demo_bank: Path) -> None:
+    port = str(free_port())
+    done = run("serve", "--model", "./none", "--bank", str(demo_bank), "--port", port, "--log-level", "debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
