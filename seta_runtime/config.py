@@ -40,7 +40,10 @@ class RuntimeConfig(BaseModel):
         parallel = vllm_config.parallel_config
         for what, size in (("pipeline", parallel.pipeline_parallel_size), ("tensor", parallel.tensor_parallel_size)):
             if size > 1:
-                raise UnsupportedEngine(f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; start with {what}_parallel_size 1")
+                raise UnsupportedEngine(
+                    f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; "
+                    f"start with {what}_parallel_size 1"
+                )
 
 
 def seta_engine_args(manifest: Manifest, bank: Path, max_generations: int) -> dict[str, Any]:

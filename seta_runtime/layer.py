@@ -47,7 +47,7 @@ class RoutedProjection(nn.Module):
         return result
 
     def __getattr__(self, name: str) -> Any:
-        """The engine reads attributes of its own projections (sizes, quantisation); answer with the wrapped module's."""
+        """The engine reads attributes of its own projections (sizes, quantisation): the wrapped module has them."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,7 +1,8 @@
 """The only file that touches vLLM's internals: one LoRA slot holds one generation of the bank.
 
-vLLM's LoRA machinery gives each request an adapter id, carries it per token through batching, keys the prefix cache by the adapter's name,
-loads and evicts slots at run time. All of that is kept; what is inside a slot, and what a layer does with it, is ours.
+vLLM's LoRA machinery gives each request an adapter id, carries it per token through batching, keys the prefix cache by
+the adapter's name, loads and evicts slots at run time. All of that is kept; what is inside a slot, and what a layer
+does with it, is ours.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class GenerationManager(LRUCacheLoRAModelManager):
     def _init_punica_wrapper(self, max_num_batched_tokens: int, vllm_config: VllmConfig) -> None:
         self.supports_mm = False
         self.state = StepState([None] * self.lora_slots)
-        self.punica_wrapper_mapping = {DEFAULT_LANGUAGE_WRAPPER_KEY: SlotMapping(self.state, self.device)}  # type: ignore[dict-item]
+        self.punica_wrapper_mapping = {DEFAULT_LANGUAGE_WRAPPER_KEY: SlotMapping(self.state, self.device)}
 
     def _create_lora_modules(self) -> None:
         layers = _decoder_layers(self.model)
         trunk = self.config.trunk_layers
-        first = layers[trunk]
+        first: Any = layers[trunk]
         heads = first.self_attn
         shape = PoolShape(heads.num_heads, heads.num_kv_heads, heads.head_dim)
         pool = Attention(
@@ -77,7 +78,7 @@ class GenerationManager(LRUCacheLoRAModelManager):
             self._wrap_projections(layers[index], index)
         layers[trunk] = RoutedDecoderLayer(first, self.router)
 
-    def _wrap_projections(self, layer: nn.Module, index: int) -> None:
+    def _wrap_projections(self, layer: Any, index: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         q, kv = attention.q_size, attention.kv_size
         packed = {
@@ -103,7 +104,7 @@ class GenerationManager(LRUCacheLoRAModelManager):
             slot = self.lora_index_to_id.index(None)
             self._active_adapters[lora_id] = None
             self.lora_index_to_id[slot] = lora_id
-            self.state.slots[slot] = self._registered_adapters[lora_id]  # type: ignore[assignment]
+            self.state.slots[slot] = self._registered_adapters[lora_id]
         self._active_adapters.touch(lora_id)
         return True
 
@@ -147,11 +148,13 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
     def _load_adapter(self, lora_request: LoRARequest) -> Any:
         root, generation = bank_root_of(lora_request.lora_path)
         layout = Layout(self.config.trunk_layers, self.config.targets)
-        return ResidentGeneration.load(lora_request.lora_int_id, root, generation, self._found, layout, self._dtype, self.device)
+        return ResidentGeneration.load(
+            lora_request.lora_int_id, root, generation, self._found, layout, self._dtype, self.device
+        )
 
     @property
     def stats(self) -> RoutingStats:
-        return self._adapter_manager.stats  # type: ignore[attr-defined,no-any-return]
+        return self._adapter_manager.stats
 
 
 def install() -> None:
@@ -166,24 +169,28 @@ def install() -> None:
         return wanted(vllm_config, *args, **kwargs)
 
     choose.is_seta_choice = True  # type: ignore[attr-defined]
-    mixin.LRUCacheWorkerLoRAManager = choose  # type: ignore[assignment,misc]
+    mixin.LRUCacheWorkerLoRAManager = choose
 
 
 def _decoder_layers(model: nn.Module) -> nn.ModuleList:
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or any(isinstance(layer, PPMissingLayer) for layer in layers):
-        raise UnsupportedEngine(f"{type(model).__name__}: no whole decoder stack `model.layers` found; pipeline stages are not supported")
+        raise UnsupportedEngine(
+            f"{type(model).__name__}: no whole decoder stack `model.layers` found; pipeline stages are not supported"
+        )
     if not all(hasattr(layer, "self_attn") and hasattr(layer.self_attn, "qkv_proj") for layer in layers):
-        raise UnsupportedEngine(f"{type(model).__name__} is not a decoder like Llama, Qwen2 or Qwen3 (self_attn.qkv_proj missing)")
+        raise UnsupportedEngine(
+            f"{type(model).__name__} is not a decoder like Llama, Qwen2 or Qwen3 (self_attn.qkv_proj missing)"
+        )
     return layers
 
 
-def _slices(base: nn.Module, layer: int, parts: list[tuple[str, int | None, int | None]]) -> list[OutputSlice]:
+def _slices(base: Any, layer: int, parts: list[tuple[str, int | None, int | None]]) -> list[OutputSlice]:
     """gate and up are the two halves of their packed output; an unpacked projection is one slice."""
     whole = int(base.output_size_per_partition) if hasattr(base, "output_size_per_partition") else int(base.output_size)
     is_pair = any(target in ("gate_proj", "up_proj") for target, _, _ in parts)
     part_size = whole // 2 if is_pair else whole
     return [
-        OutputSlice(layer, target, part_size if start is None else start, part_size if size is None else size) for target, start, size in parts
+        OutputSlice(layer, target, part_size if start is None else start, part_size if size is None else size)
+        for target, start, size in parts
     ]
-

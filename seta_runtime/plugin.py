@@ -1,4 +1,4 @@
-"""The vLLM plugin's entry point (group `vllm.general_plugins`): called in every process of the engine, perhaps more than once."""
+"""The vLLM plugin's entry point (group `vllm.general_plugins`), called in every engine process, perhaps twice."""
 
 from __future__ import annotations
 

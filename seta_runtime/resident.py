@@ -18,7 +18,8 @@ from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 class ResidentGeneration:
     """All that serving one generation needs; nothing of it is read from disk again.
 
-    `id` is the engine's adapter id; `membership [tasks, experts]` float32; `projections[(layer, target)]` the packed experts.
+    `id` is the engine's adapter id; `membership [tasks, experts]` float32; `projections[(layer, target)]` the packed
+    experts.
     """
 
     id: int
@@ -44,7 +45,14 @@ class ResidentGeneration:
 
     @classmethod
     def load(
-        cls, adapter_id: int, bank_root: Path, generation: int, found: BaseModelInfo, layout: Layout, dtype: torch.dtype, device: torch.device
+        cls,
+        adapter_id: int,
+        bank_root: Path,
+        generation: int,
+        found: BaseModelInfo,
+        layout: Layout,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> ResidentGeneration:
         """Read and verify a whole generation. Raises a BankError; nothing is kept then."""
         bank = Bank.open(bank_root)
@@ -52,10 +60,20 @@ class ResidentGeneration:
         check_base(manifest, found)
         layout.check(manifest)
         gate = load_gate(manifest, bank.load_gate(manifest)).to(device)
-        membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(len(manifest.tasks), len(manifest.experts))
+        membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(
+            len(manifest.tasks), len(manifest.experts)
+        )
         projections = _pack_all(bank, manifest, membership, dtype, device)
         names = tuple(task.name for task in manifest.tasks)
-        return cls(adapter_id, generation, names, tuple(e.id for e in manifest.experts), membership.to(device), gate, projections)
+        return cls(
+            adapter_id,
+            generation,
+            names,
+            tuple(e.id for e in manifest.experts),
+            membership.to(device),
+            gate,
+            projections,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,9 @@ class Layout:
         found = (manifest.trunk_layers, set(manifest.targets) - set(self.targets))
         if found != (self.trunk_layers, set()):
             raise BankCorrupt(
-                f"generation {manifest.generation} has trunk_layers {manifest.trunk_layers} and targets {list(manifest.targets)}, the engine "
-                f"was started for {self.trunk_layers} and {list(self.targets)}; restart the server on this bank"
+                f"generation {manifest.generation} has trunk_layers {manifest.trunk_layers} and targets "
+                f"{list(manifest.targets)}, the engine was started for {self.trunk_layers} and {list(self.targets)}; "
+                "restart the server on this bank"
             )
 
 

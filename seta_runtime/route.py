@@ -1,9 +1,10 @@
 """One routing decision for the whole stack, taken at the entrance of decoder layer m.
 
 1. Each token's evidence `z_t` is a fixed projection of the trunk's output (`adapters.gate`).
-2. A prefix mean `z̄_t` of it is what causal attention with constant queries computes, so one extra attention layer pools it: the paged KV
-   cache carries the gate's memory through chunked prefill, decode, preemption and prefix-cache hits.
-3. The gate's read-out of `z̄_t` names the task, or "base"; tokens with the same answer form a group, and the routed layers do the rest.
+2. A prefix mean `z̄_t` of it is what causal attention with constant queries computes, so one extra attention layer pools
+   it: the paged KV cache carries the gate's memory through chunked prefill, decode, preemption and prefix-cache hits.
+3. The gate's read-out of `z̄_t` names the task, or "base"; tokens with the same answer form a group, and the routed
+   layers do the rest.
 
 Tokens of the base model, and steps without a generation, pay nothing.
 """
@@ -38,7 +39,9 @@ class PoolShape:
 class Router(nn.Module):
     """Writes `state.groups` from the residual stream at layer m."""
 
-    def __init__(self, state: StepState, pool: Callable[[Tensor, Tensor, Tensor], Tensor], shape: PoolShape, stats: RoutingStats) -> None:
+    def __init__(
+        self, state: StepState, pool: Callable[[Tensor, Tensor, Tensor], Tensor], shape: PoolShape, stats: RoutingStats
+    ) -> None:
         super().__init__()
         self.state = state
         self.pool = pool
@@ -73,7 +76,7 @@ class Router(nn.Module):
         return mine.nonzero().flatten()
 
     def _pooled(self, hidden: Tensor, members: list[tuple[ResidentGeneration, Tensor | None]]) -> Tensor:
-        """Prefix means of the evidence `[T, c]` float32: softmax over constant queries weighs each token by its key alone."""
+        """Prefix means of the evidence `[T, c]` float32: under constant queries a token's key is its log-weight."""
         num_tokens, shape = len(hidden), self.shape
         value = hidden.new_zeros(num_tokens, shape.width)
         key = hidden.new_zeros(num_tokens, shape.num_kv_heads, shape.head_size)
@@ -88,7 +91,9 @@ class Router(nn.Module):
         per_head = out.view(num_tokens, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_size)
         return per_head[:, :, 0].flatten(1).float()
 
-    def _add_groups(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int) -> None:
+    def _add_groups(
+        self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int
+    ) -> None:
         """Group one generation's tokens by what they need; weights `[n, tasks]`, a zero row means base."""
         if generation.gate.top_k > 1:
             self._add_mixture(generation, rows, weights)

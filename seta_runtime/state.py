@@ -14,8 +14,9 @@ from seta_runtime.resident import ResidentGeneration
 class RoutedGroup:
     """Tokens that share a generation and a set of active tasks.
 
-    `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task has the whole
-    weight (top-1 routing), and then `gates` is None; otherwise `gates [n, experts]` float32 holds every expert's gate.
+    `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task
+    has the whole weight (top-1 routing), and then `gates` is None; otherwise `gates [n, experts]` float32 holds every
+    expert's gate.
     """
 
     generation: ResidentGeneration
@@ -28,8 +29,9 @@ class RoutedGroup:
 class StepState:
     """Which slot each token of the step belongs to, and the groups the router made of them.
 
-    `token_slots [T]` int64: the index of the token's generation in `slots`, -1 for the base model. Groups are empty below the trunk's end
-    and in a step in which no expert is active: the routed layers then return the base output untouched.
+    `token_slots [T]` int64: the index of the token's generation in `slots`, -1 for the base model. Groups are empty
+    below the trunk's end and in a step in which no expert is active: the routed layers then return the base output
+    untouched.
     """
 
     slots: list[ResidentGeneration | None]

@@ -12,7 +12,7 @@ class SetaWorkerExtension:
 
     def seta_stats(self) -> dict[str, Any]:
         """Cumulative routing counts of this worker (`seta_runtime.stats.RoutingStats`)."""
-        return self.model_runner.lora_manager.stats.as_dict()  # type: ignore[no-any-return]
+        return self.model_runner.lora_manager.stats.as_dict()
 
     def seta_resident(self) -> list[int]:
         """Adapter ids of the generations in memory."""

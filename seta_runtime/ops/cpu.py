@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from seta_runtime.ops.experts import ProjectionExperts
 
 
-def add_routed(y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, gates: Tensor | None) -> None:
+def add_routed(
+    y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, gates: Tensor | None
+) -> None:
     """`y[rows] += ((x[rows] Aᵀ) ⊙ gates[:, rank_expert]) B`, in place.
 
-    y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of `task` (that task's
-    experts have gate 1, all others 0) and `gates [n, experts]` is given.
+    y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
+    `task` (that task's experts have gate 1, all others 0) and `gates [n, experts]` is given.
     """
     picked = x if rows is None else x.index_select(0, rows)
     update = _one_task(picked, experts, task) if task is not None else _gated(picked, experts, gates)
@@ -40,5 +41,3 @@ def _gated(x: Tensor, experts: ProjectionExperts, gates: Tensor | None) -> Tenso
     assert gates is not None
     shrunk = x @ experts.a.T
     return (shrunk * gates.to(x.dtype)[:, experts.rank_expert]) @ experts.b
-
-

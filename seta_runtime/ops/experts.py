@@ -30,7 +30,7 @@ class SparseBlocks:
         return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(shape)
 
     def rank_rows(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The same delta as rank rows over the whole projection: `A [n·r, d_in]`, `B [n·r, d_out]` float32, zero off the blocks."""
+        """The same delta as rank rows of the whole matrix: `A [n·r, d_in]`, `B [n·r, d_out]`, zero off the blocks."""
         count, rank, size = self.a.shape
         a = torch.zeros(count, rank, shape[1])
         b = torch.zeros(count, rank, shape[0])
@@ -44,9 +44,9 @@ class SparseBlocks:
 class ProjectionExperts:
     """All experts of one generation on one projection `W0 [d_out, d_in]`.
 
-    `a [R, d_in]`, `b [R, d_out]`: every expert's rank rows, stacked; `rank_expert [R]` int64 names each row's expert. `task_rows[t]`: the
-    rows that task t's experts own. `task_delta[t] [d_in, d_out]`: their merged delta, ready for `x @ delta`, where that is the cheaper
-    form, else None.
+    `a [R, d_in]`, `b [R, d_out]`: every expert's rank rows, stacked; `rank_expert [R]` int64 names each row's expert.
+    `task_rows[t]`: the rows that task t's experts own. `task_delta[t] [d_in, d_out]`: their merged delta, ready for
+    `x @ delta`, where that is the cheaper form, else None.
     """
 
     a: Tensor
@@ -62,9 +62,16 @@ class ProjectionExperts:
 
 
 def pack(
-    experts: Sequence[SparseBlocks | None], membership: Tensor, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    experts: Sequence[SparseBlocks | None],
+    membership: Tensor,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> ProjectionExperts:
-    """Stack the experts of one projection; `experts[e]` is None where expert e has no block here. `membership [tasks, experts]` 0/1."""
+    """Stack the experts of one projection; `experts[e]` is None where expert e has no block here.
+
+    `membership [tasks, experts]` bool.
+    """
     rows_a, rows_b, owners = [], [], []
     for index, expert in enumerate(experts):
         if expert is None:
