@@ -63,7 +63,7 @@ class ResidentGeneration:
         membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(
             len(manifest.tasks), len(manifest.experts)
         )
-        projections = _pack_all(bank, manifest, membership, dtype, device)
+        projections = _pack_all(bank, manifest, membership, dtype, device, with_mixtures=gate.top_k > 1)
         names = tuple(task.name for task in manifest.tasks)
         return cls(
             adapter_id,
@@ -94,7 +94,7 @@ class Layout:
 
 
 def _pack_all(
-    bank: Bank, manifest: Manifest, membership: Tensor, dtype: torch.dtype, device: torch.device
+    bank: Bank, manifest: Manifest, membership: Tensor, dtype: torch.dtype, device: torch.device, with_mixtures: bool
 ) -> dict[tuple[int, str], ProjectionExperts]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
     for index, info in enumerate(manifest.experts):
@@ -105,7 +105,7 @@ def _pack_all(
             experts = blocks.setdefault((int(layer), target), [None] * len(manifest.experts))
             experts[index] = SparseBlocks(tensors[name], tensors[stem + "A"], tensors[stem + "B"])
     return {
-        key: pack(experts, membership.bool(), manifest.base.target_dims(key[1]), dtype, device)  # type: ignore[arg-type]
+        key: pack(experts, membership.bool(), manifest.base.target_dims(key[1]), dtype, device, with_mixtures)  # type: ignore[arg-type]
         for key, experts in blocks.items()
     }
 

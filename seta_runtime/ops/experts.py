@@ -67,27 +67,29 @@ def pack(
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
+    with_mixtures: bool = True,
 ) -> ProjectionExperts:
     """Stack the experts of one projection; `experts[e]` is None where expert e has no block here.
 
-    `membership [tasks, experts]` bool.
+    `membership [tasks, experts]` 0/1. Without mixtures (top-1 routing) a task's merged delta is all that a step reads, so where every task
+    has one the rank rows are left out: they would cost several times the bank's bytes.
     """
-    rows_a, rows_b, owners = [], [], []
-    for index, expert in enumerate(experts):
-        if expert is None:
-            continue
-        a, b = expert.rank_rows(shape)
-        rows_a.append(a)
-        rows_b.append(b)
-        owners.append(torch.full((len(a),), index))
-    rank_expert = torch.cat(owners)
-    task_rows = [member[rank_expert].nonzero().flatten() for member in membership]
     task_delta = [_merged(experts, member, shape) for member in membership]
+    is_merged_enough = all(
+        delta is not None
+        or not any(expert is not None for expert, mine in zip(experts, member.tolist(), strict=True) if mine)
+        for delta, member in zip(task_delta, membership, strict=True)
+    )
+    stacked = [] if is_merged_enough and not with_mixtures else [(i, e) for i, e in enumerate(experts) if e is not None]
+    rows = [(index, *expert.rank_rows(shape)) for index, expert in stacked]
+    rank_expert = torch.cat(
+        [torch.full((len(a),), index) for index, a, _ in rows] or [torch.zeros(0, dtype=torch.int64)]
+    )
     return ProjectionExperts(
-        a=torch.cat(rows_a).to(device, dtype),
-        b=torch.cat(rows_b).to(device, dtype),
+        a=torch.cat([a for _, a, _ in rows] or [torch.zeros(0, shape[1])]).to(device, dtype),
+        b=torch.cat([b for _, _, b in rows] or [torch.zeros(0, shape[0])]).to(device, dtype),
         rank_expert=rank_expert.to(device),
-        task_rows=[rows.to(device) for rows in task_rows],
+        task_rows=[member.bool()[rank_expert].nonzero().flatten().to(device) for member in membership],
         task_delta=[None if d is None else d.T.contiguous().to(device, dtype) for d in task_delta],
     )
 
