@@ -71,8 +71,8 @@ def pack(
 ) -> ProjectionExperts:
     """Stack the experts of one projection; `experts[e]` is None where expert e has no block here.
 
-    `membership [tasks, experts]` 0/1. Without mixtures (top-1 routing) a task's merged delta is all that a step reads, so where every task
-    has one the rank rows are left out: they would cost several times the bank's bytes.
+    `membership [tasks, experts]` 0/1. Without mixtures (top-1 routing) a task's merged delta is all that a step reads,
+    so where every task has one the rank rows are left out: they would cost several times the bank's bytes.
     """
     task_delta = [_merged(experts, member, shape) for member in membership]
     is_merged_enough = all(
