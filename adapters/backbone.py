@@ -1,7 +1,7 @@
 """The frozen base model, cut at the trunk: run layers 0..m-1 once, layers m..L-1 as often as training needs.
 
-The trunk carries no experts, so its output is the base model's for ever: it is computed once per example and cached, and neither its
-forward nor its backward runs again.
+The trunk carries no experts, so its output is the base model's for ever: it is computed once per example and cached,
+and neither its forward nor its backward runs again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Backbone:
 
     @property
     def layers(self) -> nn.ModuleList:
-        return self.model.model.layers  # type: ignore[no-any-return]
+        return self.model.model.layers
 
     @property
     def num_layers(self) -> int:
@@ -56,7 +56,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype  # type: ignore[no-any-return]
+        return self.model.dtype
 
     @property
     def eos_ids(self) -> set[int]:
@@ -67,7 +67,7 @@ class Backbone:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids `[B, T]` → hidden states `[B, T, d]`."""
-        return self.model.model.embed_tokens(ids)  # type: ignore[no-any-return]
+        return self.model.model.embed_tokens(ids)
 
     def run(self, hidden: Tensor, start: int, stop: int, cache: Any = None, offset: int = 0) -> Tensor:
         """Decoder layers `start..stop-1` on hidden states `[B, T, d]`, causal, positions from `offset`.
@@ -91,12 +91,12 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: `[..., d]` → `[..., vocab]`."""
-        return self.model.lm_head(self.model.model.norm(hidden))  # type: ignore[no-any-return]
+        return self.model.lm_head(self.model.model.norm(hidden))
 
     def linear(self, layer: int, target: str) -> nn.Linear:
         """The frozen projection `target` of decoder layer `layer`, whether or not experts wrap it."""
         found = getattr(self._parent(layer, target), target)
-        return getattr(found, "base", found)  # type: ignore[no-any-return]
+        return getattr(found, "base", found)
 
     def replace(self, layer: int, target: str, module: nn.Module) -> None:
         setattr(self._parent(layer, target), target, module)

@@ -1,7 +1,7 @@
 """Which sub-blocks of the target weights a task should change: gradient warm-up, block scores, budget (eq. 2, 3).
 
-Every target weight `W0 [d_out, d_in]` above the trunk is cut into a grid of `l x l` sub-blocks. The gradients of a few batches of the new
-task, with the weights untouched, say where it pulls.
+Every target weight `W0 [d_out, d_in]` above the trunk is cut into a grid of `l x l` sub-blocks. The gradients of a few
+batches of the new task, with the weights untouched, say where it pulls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ Site = tuple[int, str]
 
 @dataclass
 class WarmUp:
-    """Stopping rule (eq. 2): `rho(t) = ‖g‖_t / Σ_{s≤t} ‖g‖_s`; stop once it is below its own coefficient of variation over the window."""
+    """Stopping rule (eq. 2): stop once `rho(t) = ‖g‖_t / Σ_{s≤t} ‖g‖_s` is below its own coefficient of variation.
+
+    That is taken over the last `window` steps, so there is no stop before `window` steps; `max_steps` always stops.
+    """
 
     window: int = 10
     max_steps: int = 100
@@ -55,8 +58,9 @@ def standardise(means: dict[Site, Tensor]) -> dict[Site, Tensor]:
 
 
 def layer_quotas(num_blocks: dict[int, int], coverage: dict[int, float], density: float) -> dict[int, int]:
-    """How many blocks each layer may take of `N_base = floor(density · |B|)`: in inverse proportion to `1 + coverage`, the share of its
-    blocks that earlier tasks hold. Largest remainders round it; no layer gets more than it has, or less than one.
+    """How many blocks each layer may take of `N_base = floor(density · |B|)`: in inverse proportion to `1 + coverage`,
+    the share of its blocks that earlier tasks hold. Largest remainders round it; no layer gets more than it has, or
+    less than one.
     """
     total = int(density * sum(num_blocks.values()))
     weights = {layer: count / (1 + coverage.get(layer, 0.0)) for layer, count in num_blocks.items()}
@@ -72,7 +76,7 @@ def layer_quotas(num_blocks: dict[int, int], coverage: dict[int, float], density
 
 
 def select(scores: dict[Site, Tensor], quotas: dict[int, int]) -> dict[Site, Tensor]:
-    """The best-scored blocks of each layer: `[n, 2]` int32 (row, column), sorted; sites without a block are left out."""
+    """The best-scored blocks of each layer: `[n, 2]` int32 (row, column), sorted; a site without blocks is left out."""
     chosen: dict[Site, list[tuple[int, int]]] = {}
     for layer, quota in quotas.items():
         ranked = sorted(

@@ -1,8 +1,11 @@
-"""Once per base model: the gate's fixed parts, from general text. The result is generation 0 of a bank, which knows only "base".
+"""Once per base model: the gate's fixed parts, from general text.
+
+The result is generation 0 of a bank, which knows only "base".
 
 - `projection`: the principal directions of the trunk's output on general text;
 - `content_weight`: a ridge regression that tells the chat template's tokens, which every prompt shares, from content;
-- `base_mean`, `base_whitener`: where general text's prefix means lie. A prompt is known when it points, in that whitened space, to a task.
+- `base_mean`, `base_whitener`: where general text's prefix means lie. A prompt is known when it points, in that
+  whitened space, to a task.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ MIN_CONTENT_TOKENS = 4
 class GateSettings:
     """What the paper leaves open about the gate; measured in `docs/log.md`.
 
-    `width`: evidence values a token (at most what one layer's KV cache holds). `threshold`: the cosine above which a prompt is known.
-    `sharpness`: slope of that test. `keep`: k of top-k.
+    `width`: evidence values a token (at most what one layer's KV cache holds). `threshold`: the cosine above which a
+    prompt is known. `sharpness`: slope of that test. `keep`: k of top-k.
     """
 
     width: int = 192
@@ -43,8 +46,10 @@ def general_prompts() -> list[str]:
     return read_prompts(Path(str(files("adapters").joinpath("general_prompts.jsonl"))))
 
 
-def calibrate(backbone: Backbone, trunk_layers: int, kv_width: int, settings: GateSettings, prompts: list[str]) -> AnalyticGate:
-    """The gate of a bank without tasks. kv_width: `num_kv_heads x head_size`, the most that the pooling layer can carry."""
+def calibrate(
+    backbone: Backbone, trunk_layers: int, kv_width: int, settings: GateSettings, prompts: list[str]
+) -> AnalyticGate:
+    """The gate of a bank without tasks; the pooling layer carries at most `kv_width = num_kv_heads x head_size`."""
     prefix, suffix = template_lengths(backbone)
     sequences = [render_chat(backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     features = [_rms_normalised(h) for h in trunk_outputs(backbone, sequences, trunk_layers, "general prompts")]
@@ -56,11 +61,17 @@ def calibrate(backbone: Backbone, trunk_layers: int, kv_width: int, settings: Ga
     projection = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:width].T.contiguous()
     weight, bias = _ridge(tokens, labels)
 
-    pooled = [_pool(f, projection, weight, bias)[mask.cumsum(0) > MIN_CONTENT_TOKENS] for f, mask in zip(features, content, strict=True)]
+    pooled = [
+        _pool(f, projection, weight, bias)[mask.cumsum(0) > MIN_CONTENT_TOKENS]
+        for f, mask in zip(features, content, strict=True)
+    ]
     samples = torch.cat(pooled).double()
     mean = samples.mean(0)
     covariance = (samples - mean).T @ (samples - mean) / len(samples)
-    scalars = {name: torch.tensor([float(getattr(settings, name))]) for name in ("threshold", "sharpness", "temperature", "ridge", "keep")}
+    scalars = {
+        name: torch.tensor([float(getattr(settings, name))])
+        for name in ("threshold", "sharpness", "temperature", "ridge", "keep")
+    }
     return AnalyticGate(
         projection=projection,
         content_weight=weight,
@@ -76,7 +87,9 @@ def calibrate(backbone: Backbone, trunk_layers: int, kv_width: int, settings: Ga
 
 def template_lengths(backbone: Backbone) -> tuple[int, int]:
     """How many tokens the chat template puts before and after a user's text."""
-    one, other = (render_chat(backbone.tokenizer, [{"role": "user", "content": text}]) for text in ("alpha", "beta gamma delta"))
+    one, other = (
+        render_chat(backbone.tokenizer, [{"role": "user", "content": text}]) for text in ("alpha", "beta gamma delta")
+    )
     prefix = _common(one, other)
     return prefix, _common(one[prefix:][::-1], other[prefix:][::-1])
 
@@ -110,6 +123,7 @@ def _pool(x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor
 
 def _whitener(covariance: Tensor, ridge: float) -> Tensor:
     """The symmetric inverse square root of the shrunk covariance `[c, c]`, float32."""
-    shrunk = (1 - ridge) * covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    shrunk = (1 - ridge) * covariance + ridge * covariance.diagonal().mean() * identity
     values, vectors = torch.linalg.eigh(shrunk)
     return ((vectors * values.rsqrt()) @ vectors.T).float().contiguous()

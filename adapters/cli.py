@@ -15,7 +15,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
 ModelRef = Annotated[str, typer.Option("--model", help="The base model: a local directory or a hub id.")]
 TestFile = Annotated[
-    Path | None, typer.Option("--test", help="Held-out examples, of the new and the earlier tasks; without it a tenth of each new task is kept back.")
+    Path | None,
+    typer.Option(
+        "--test",
+        help="Held-out examples, of the new and the earlier tasks; without it a tenth of each new task is kept back.",
+    ),
 ]
 
 
@@ -23,16 +27,23 @@ TestFile = Annotated[
 def learn(
     bank: BankDir,
     model: ModelRef,
-    task: Annotated[Path, typer.Option(help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order.')],
+    task: Annotated[
+        Path,
+        typer.Option(help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order.'),
+    ],
     test: TestFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = 150,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     density: Annotated[float, typer.Option(help="Share of the sub-blocks above the trunk that a task may take.")] = 0.5,
     rank: Annotated[int, typer.Option(min=1, help="Rank of a sub-block's delta.")] = 32,
-    trunk_layers: Annotated[int | None, typer.Option(help="New bank only: layers without experts; default a fifth of the model's.")] = None,
+    trunk_layers: Annotated[
+        int | None, typer.Option(help="New bank only: layers without experts; default a fifth of the model's.")
+    ] = None,
     block_size: Annotated[int, typer.Option(help="New bank only: edge of a sub-block.")] = 64,
-    target: Annotated[list[str] | None, typer.Option(help="New bank only: projections that carry experts; default v_proj.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="New bank only: projections that carry experts; default v_proj.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Longer examples are left out, and counted.")] = 1024,
     seed: int = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",

@@ -1,7 +1,7 @@
 """Task files in, token ids out.
 
-A task file is JSON lines, `{"task", "prompt" | "messages", "answer"}`. Rendering goes through the tokenizer's own chat template, exactly as
-the server renders a chat request, so that training and serving see the same tokens.
+A task file is JSON lines, `{"task", "prompt" | "messages", "answer"}`. Rendering goes through the tokenizer's own chat
+template, exactly as the server renders a chat request, so that training and serving see the same tokens.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number > MAX_EXAMPLES or len(raw) > MAX_LINE_BYTES:
-                    raise DataError(f"{path}:{number}: over {MAX_EXAMPLES} lines, or a line over {MAX_LINE_BYTES} bytes")
+                    raise DataError(
+                        f"{path}:{number}: over {MAX_EXAMPLES} lines, or a line over {MAX_LINE_BYTES} bytes"
+                    )
                 if raw.strip():
                     yield number, _decode(path, number, raw)
     except OSError as error:

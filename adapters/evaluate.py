@@ -1,4 +1,4 @@
-"""How well a bank answers and routes: accuracy per task, the accuracy matrix, OP, BWT and FT (eq. 15-17), routing at the prompt's end."""
+"""How well a bank answers and routes: accuracy and routing per task; OP, BWT and FT of the matrix (eq. 15-17)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVAL_BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Percent points: `accuracy` is exact match of the greedy answer; `routing` is how often the right task leads at the prompt's end."""
+    """Percent points: `accuracy`: the greedy answer matches; `routing`: the right task leads at the prompt's end."""
 
     accuracy: float
     routing: float
@@ -28,8 +28,8 @@ class TaskScore:
 def score_task(model: RoutedModel, gate: AnalyticGate, data: Prepared, task: int, what: str) -> TaskScore:
     """Evaluate one task's held-out examples under the gate's own decisions.
 
-    An answer is right when every one of its tokens, the end of turn included, is the greedy choice after the ones before it: that is
-    exactly when greedy decoding produces it, and it takes one pass.
+    An answer is right when every one of its tokens, the end of turn included, is the greedy choice after the ones
+    before it: that is exactly when greedy decoding produces it, and it takes one pass.
     """
     data.route(gate)
     right = 0

@@ -23,7 +23,10 @@ def evaluate_bank(
     names = [task.name for task in manifest.tasks]
     unknown = sorted(set(tests) - set(names))
     if unknown:
-        raise DataError(f"tasks {', '.join(unknown)} are not in generation {manifest.generation}, which knows: {', '.join(names) or 'none'}")
+        raise DataError(
+            f"tasks {', '.join(unknown)} are not in generation {manifest.generation}, "
+            f"which knows: {', '.join(names) or 'none'}"
+        )
     model_dir = resolve_model_dir(model)
     check_base(manifest, fingerprint(model_dir))
     backbone = Backbone.load(model_dir, dtype)
@@ -31,6 +34,8 @@ def evaluate_bank(
     routed = RoutedModel.of(backbone, bank, manifest)
     scores = {}
     for name, examples in tests.items():
-        data, _ = prepare(backbone, examples, manifest.trunk_layers, gate, backbone.model.config.max_position_embeddings, name)
+        data, _ = prepare(
+            backbone, examples, manifest.trunk_layers, gate, backbone.model.config.max_position_embeddings, name
+        )
         scores[name] = score_task(routed, gate, data, names.index(name), name)
     return manifest, scores

@@ -36,8 +36,10 @@ class Prepared:
         return len(self.tokens)
 
     def targets(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """For a batch: row and position of each state that predicts an answer token, and that token: three `[n]` int64."""
-        rows, positions, labels = [], [], []
+        """Row and position of each state in a batch that predicts an answer token; that token: three `[n]` int64."""
+        rows: list[int] = []
+        positions: list[int] = []
+        labels: list[int] = []
         for row, index in enumerate(indices):
             prompt, answer = self.tokens[index].prompt, self.tokens[index].answer
             rows += [row] * len(answer)

@@ -1,11 +1,11 @@
 """The gate: one routing decision per token, read from the frozen trunk, pooled over the prefix.
 
     z_t = Uᵀ rmsnorm(h_t)            evidence: a fixed projection of the residual stream that enters layer m
-    z̄_t = Σ_{u≤t} w_u z_u / Σ w_u    pooled over the prefix; w_u is near 1 for content and small for the chat template's tokens
+    z̄_t = Σ_{u≤t} w_u z_u / Σ w_u    pooled over the prefix; w_u: near 1 for content, small for the chat template
     p_t = read-out of z̄_t            a probability for every learned task and for "base" (nothing known applies)
 
-The features cannot drift, because the trunk carries no experts; so a gate that is fitted in closed form from per-task statistics does not
-forget. Torch only: training and serving run this very code.
+The features cannot drift, because the trunk carries no experts; so a gate that is fitted in closed form from per-task
+statistics does not forget. Torch only: training and serving run this very code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOG_WEIGHT_FLOOR = -8.0
 
 @dataclass(frozen=True)
 class Evidence:
-    """The part of the gate that is made once per base model: `projection [d, c]`, `content_weight [d]`, `content_bias [1]`."""
+    """Made once per base model: `projection [d, c]`, `content_weight [d]`, `content_bias [1]`."""
 
     projection: Tensor
     content_weight: Tensor
@@ -62,13 +62,15 @@ def prefix_mean(z: Tensor, log_weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AnalyticGate:
-    """Closed form, from per-task sufficient statistics: fitting tasks one after another, in any order, is fitting them jointly.
+    """Closed form, from per-task sufficient statistics: fitting tasks in turn, in any order, is fitting them jointly.
 
-    "Is it known?" is a cosine in the space that general text whitens, between the prefix mean and a task's mean; it depends on that task
-    and the base model alone. "Which one is it?" is linear-discriminant analysis with the tasks' pooled within-scatter and a ridge.
+    "Is it known?" is a cosine in the space that general text whitens, between the prefix mean and a task's mean; it
+    depends on that task and the base model alone. "Which one is it?" is linear-discriminant analysis with the tasks'
+    pooled within-scatter and a ridge.
 
-    Shapes: `base_mean [c]`, `base_whitener [c, c]`, `count [tasks]`, `mean [tasks, c]`, `scatter [c, c]` (sum over the tasks of their
-    scatter about their own mean), `threshold`, `sharpness`, `temperature`, `ridge`, `keep [1]` (k of top-k).
+    Shapes: `base_mean [c]`, `base_whitener [c, c]`, `count [tasks]`, `mean [tasks, c]`, `scatter [c, c]` (sum over the
+    tasks of their scatter about their own mean), `threshold`, `sharpness`, `temperature`, `ridge`, `keep [1]` (k of
+    top-k).
     """
 
     projection: Tensor
@@ -93,7 +95,7 @@ class AnalyticGate:
 
     @property
     def top_k(self) -> int:
-        return self._top_k  # type: ignore[attr-defined,no-any-return]
+        return self._top_k  # type: ignore[attr-defined]
 
     @property
     def width(self) -> int:
@@ -114,12 +116,12 @@ class AnalyticGate:
         return AnalyticGate(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return self._evidence(hidden)  # type: ignore[attr-defined,no-any-return]
+        return self._evidence(hidden)  # type: ignore[attr-defined]
 
     def similarity(self, pooled: Tensor) -> Tensor:
         """Cosine to every task's mean in the whitened space: `[..., c]` → `[..., tasks]`."""
         whitened = (pooled - self.base_mean) @ self.base_whitener
-        return torch.nn.functional.normalize(whitened, dim=-1) @ self._directions  # type: ignore[attr-defined,no-any-return]
+        return torch.nn.functional.normalize(whitened, dim=-1) @ self._directions  # type: ignore[attr-defined]
 
     def probabilities(self, pooled: Tensor) -> Tensor:
         """pooled `[..., c]` → `[..., tasks + 1]`, the last column is "base"; rows sum to 1."""
@@ -132,16 +134,20 @@ class AnalyticGate:
         return torch.cat([tasks * known, 1 - known], dim=-1)
 
     def decide(self, pooled: Tensor) -> Tensor:
-        """The weights that serve: `[..., tasks]`. The k likeliest tasks, renormalised; all zero where no task is likelier than not."""
+        """The weights that serve, `[..., tasks]`: the k likeliest tasks, renormalised.
+
+        All zero where no task is likelier than not.
+        """
         tasks = self.probabilities(pooled)[..., :-1]
         if not self.num_tasks:
             return tasks
         kept = tasks.topk(min(self.top_k, self.num_tasks), dim=-1)
-        weights = torch.zeros_like(tasks).scatter(-1, kept.indices, kept.values / kept.values.sum(-1, keepdim=True).clamp_min(1e-30))
+        shares = kept.values / kept.values.sum(-1, keepdim=True).clamp_min(1e-30)
+        weights = torch.zeros_like(tasks).scatter(-1, kept.indices, shares)
         return weights * (tasks.amax(-1, keepdim=True) > 0.5)
 
     def with_task(self, pooled: Tensor) -> AnalyticGate:
-        """The gate that also knows a task whose prefix means are `pooled [n, c]`; the earlier tasks' statistics are unchanged."""
+        """The gate that also knows a task with prefix means `pooled [n, c]`; the earlier tasks' means are unchanged."""
         samples = pooled.double()
         mean = samples.mean(0)
         centred = samples - mean
@@ -157,11 +163,15 @@ class AnalyticGate:
         return torch.nn.functional.normalize(whitened, dim=-1).T.contiguous()
 
     def _discriminants(self) -> tuple[Tensor, Tensor]:
-        """LDA: weight `[c, tasks]` = Σ⁻¹ μ_k, bias = -½ μ_kᵀ Σ⁻¹ μ_k, with equal priors: a task is not likelier for having more data."""
+        """LDA: weight `[c, tasks]` = Σ⁻¹ μ_k, bias = -½ μ_kᵀ Σ⁻¹ μ_k.
+
+        The priors are equal: a task is not likelier for having more data.
+        """
         covariance = self.scatter.double() / self.count.double().sum().clamp_min(1)
         scale = covariance.diagonal().mean().clamp_min(1e-12)
         ridge = self.ridge.double()
-        shrunk = (1 - ridge) * covariance + ridge * scale * torch.eye(self.width, dtype=torch.float64, device=covariance.device)
+        identity = torch.eye(self.width, dtype=torch.float64, device=covariance.device)
+        shrunk = (1 - ridge) * covariance + ridge * scale * identity
         mean = self.mean.double()
         weight = torch.linalg.solve(shrunk, mean.T)
         return weight.float().contiguous(), (-0.5 * (mean.T * weight).sum(0)).float()
@@ -189,7 +199,13 @@ def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
     for name, tensor in tensors.items():
         shape = expected.get(name, (1,))
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            raise BankCorrupt(f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}; learn the bank again")
-    if width > manifest.base.num_kv_heads * manifest.base.head_size:
-        raise BankCorrupt(f"{where} is {width} wide, one layer's KV cache holds {manifest.base.num_kv_heads * manifest.base.head_size} values")
+            raise BankCorrupt(
+                f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}; "
+                "learn the bank again"
+            )
+    kv_width = manifest.base.num_kv_heads * manifest.base.head_size
+    if width > kv_width:
+        raise BankCorrupt(
+            f"{where} is {width} wide, one layer's KV cache holds {kv_width} values; learn the bank again"
+        )
     return AnalyticGate(**tensors)

@@ -1,4 +1,4 @@
-"""Learn the tasks of a file in order and publish one generation per task: the top of the training side, read from `learn_tasks` down."""
+"""Learn tasks in order, publish one generation per task: the top of the training side, read from `learn_tasks` down."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ class Learner:
 def learn_tasks(bank_dir: Path, model: str, tasks: Tasks, tests: Tasks, settings: LearnSettings) -> Manifest:
     """Learn every task of `tasks` in order; returns the last published manifest.
 
-    `tests`: held-out examples by task; a task without any keeps a share of its own back. Raises DataError, BankError; a task that fails
-    leaves the generations before it in place.
+    `tests`: held-out examples by task; a task without any keeps a share of its own back. Raises DataError, BankError; a
+    task that fails leaves the generations before it in place.
     """
     learner = open_learner(bank_dir, model, settings)
     known = {task.name for task in learner.manifest.tasks}
     for name in tasks:
         if name in known:
-            raise DataError(f"task {name!r} is already in generation {learner.manifest.generation}; give the new task another name")
+            raise DataError(
+                f"task {name!r} is already in generation {learner.manifest.generation}; give the new task another name"
+            )
     for name in (n for n in tests if n in known):
         learner.held_out[name] = _prepare(learner, tests[name], f"{name} (held out)")
     for name, examples in tasks.items():
@@ -67,7 +69,8 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     base = fingerprint(model_dir)
     bank = _open_or_create(bank_dir)
     backbone = Backbone.load(model_dir, settings.dtype)
-    backbone.model.set_attn_implementation("eager")  # short sequences: several times faster than SDPA's backward on a CPU
+    # On short sequences this is several times faster than SDPA's backward on a CPU.
+    backbone.model.set_attn_implementation("eager")
     try:
         manifest = bank.manifest()
     except BankNotFound:
@@ -112,18 +115,34 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     learner.model.freeze(expert_id)
     learner.gate = gate
 
-    scores = {task: score_task(learner.model, gate, held, _index(learner, task, index), task) for task, held in learner.held_out.items()}
-    numbers = {"final_loss": round(loss, 4), "warm_up_steps": warm_up_steps, "seconds_per_step": round(seconds_per_step, 3)}
+    scores = {
+        task: score_task(learner.model, gate, held, _index(learner, task, index), task)
+        for task, held in learner.held_out.items()
+    }
+    numbers = {
+        "final_loss": round(loss, 4),
+        "warm_up_steps": warm_up_steps,
+        "seconds_per_step": round(seconds_per_step, 3),
+    }
     learner.manifest = publish(learner, name, len(data), expert_id, scores, numbers)
 
 
-def publish(learner: Learner, name: str, num_train: int, expert_id: str, scores: Mapping[str, TaskScore], numbers: Mapping[str, float]) -> Manifest:
+def publish(
+    learner: Learner,
+    name: str,
+    num_train: int,
+    expert_id: str,
+    scores: Mapping[str, TaskScore],
+    numbers: Mapping[str, float],
+) -> Manifest:
     """Write the expert, the gate and a manifest; the bank makes it current."""
     bank, old, settings = learner.bank, learner.manifest, learner.settings
     generation = max(bank.generations()) + 1
     ref = bank.put_object(learner.model.expert_tensors(expert_id))
     num_blocks = sum(len(delta.blocks) for delta in learner.model.experts[expert_id].values())
-    expert = ExpertInfo(id=expert_id, kind="unique", tasks=(name,), rank=settings.rank, num_blocks=num_blocks, **ref._asdict())
+    expert = ExpertInfo(
+        id=expert_id, kind="unique", tasks=(name,), rank=settings.rank, num_blocks=num_blocks, **ref._asdict()
+    )
     score = scores[name]
     metrics = {"accuracy": round(score.accuracy, 2), "routing": round(score.routing, 2), **numbers}
     task = TaskInfo(name=name, generation=generation, num_train=num_train, num_test=score.num_test, metrics=metrics)
@@ -142,7 +161,10 @@ def publish(learner: Learner, name: str, num_train: int, expert_id: str, scores:
         }
     )
     bank.publish(manifest)
-    console.print(f"generation {generation}: {name} {score.accuracy:.1f} % right, {score.routing:.1f} % routed to it", highlight=False)
+    console.print(
+        f"generation {generation}: {name} {score.accuracy:.1f} % right, {score.routing:.1f} % routed to it",
+        highlight=False,
+    )
     return manifest
 
 
@@ -175,16 +197,24 @@ def _prepare(learner: Learner, examples: list[Example], what: str) -> Prepared:
     assert settings.trunk_layers is not None
     data, num_long = prepare(learner.backbone, examples, settings.trunk_layers, learner.gate, settings.max_tokens, what)
     if num_long:
-        console.print(f"{what}: {num_long} of {len(examples)} examples are longer than {settings.max_tokens} tokens and were left out")
+        console.print(
+            f"{what}: {num_long} of {len(examples)} examples are longer than {settings.max_tokens} tokens "
+            "and were left out"
+        )
     return data
 
 
-def _split(examples: list[Example], test: list[Example] | None, settings: LearnSettings) -> tuple[list[Example], list[Example]]:
+def _split(
+    examples: list[Example], test: list[Example] | None, settings: LearnSettings
+) -> tuple[list[Example], list[Example]]:
     if test:
         return examples, test
     count = max(1, round(settings.held_out * len(examples)))
     if len(examples) <= count:
-        raise DataError(f"task {examples[0].task!r}: {len(examples)} example(s) found, at least 2 expected: one to train on and one to hold out")
+        raise DataError(
+            f"task {examples[0].task!r}: {len(examples)} example(s) found, at least 2 expected: "
+            "one to train on and one to hold out"
+        )
     shuffled = random.Random(settings.seed).sample(examples, len(examples))
     return shuffled[count:], shuffled[:count]
 

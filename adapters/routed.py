@@ -51,7 +51,9 @@ class RoutedModel:
                 _, layer, target, _ = name.split(".")
                 stem = name.removesuffix("blocks")
                 shape = manifest.base.target_dims(target)  # type: ignore[arg-type]
-                expert[int(layer), target] = SparseDelta(tensors[name], tensors[stem + "A"].float(), tensors[stem + "B"].float(), shape)
+                expert[int(layer), target] = SparseDelta(
+                    tensors[name], tensors[stem + "A"].float(), tensors[stem + "B"].float(), shape
+                )
             routed.add(info.id, expert, [row for row, bits in enumerate(manifest.membership) if bits[column]])
             routed.freeze(info.id)
         return routed
@@ -67,7 +69,10 @@ class RoutedModel:
             self.sites[site].freeze(expert_id)
 
     def route(self, task_weights: Tensor) -> None:
-        """Set the gates of the next forward pass from task weights `[B, T, tasks]`: `g = p @ M`; experts without a token are skipped."""
+        """Set the gates of the next forward pass from task weights `[B, T, tasks]`: `g = p @ M`.
+
+        Experts without a token are skipped.
+        """
         by_task = [weights if bool(weights.any()) else None for weights in task_weights.unbind(-1)]
         self.gates.by_expert = {}
         for expert_id, tasks in self.expert_tasks.items():

@@ -6,18 +6,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.bank import Target
+
 
 class LearnSettings(BaseModel):
-    """Settings of one `seta learn`. A bank fixes `trunk_layers`, `block_size` and `targets` when its first generation is made.
+    """Settings of one `seta learn`; a bank's first generation fixes `trunk_layers`, `block_size` and `targets`.
 
-    `density`: share of the sub-blocks above the trunk that one task may take (the paper's rho). `rank`: rank of a sub-block's delta.
-    `late_start`: share of training examples in which the expert starts at a random later token than the gate lets it.
+    `density`: share of the sub-blocks above the trunk that one task may take (the paper's rho). `rank`: rank of a
+    sub-block's delta. `late_start`: share of training examples in which the expert starts at a random later token than
+    the gate lets it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     trunk_layers: int | None = Field(default=None, ge=1, description="default: a fifth of the model's layers")
     block_size: int = Field(default=64, ge=8)
-    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = ("v_proj",)
+    targets: tuple[Target, ...] = ("v_proj",)
     density: float = Field(default=0.5, gt=0, le=1)
     rank: int = Field(default=32, ge=1, le=4096)
     steps: int = Field(default=150, ge=1)
@@ -25,7 +28,9 @@ class LearnSettings(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0)
     late_start: float = Field(default=0.5, ge=0, le=1)
     max_tokens: int = Field(default=1024, ge=16, description="longer examples are left out, and counted")
-    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of a task's examples kept for evaluation when no test file is given")
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1, description="share of a task's examples kept for evaluation when no test file is given"
+    )
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 

@@ -2,9 +2,10 @@
 
     y = W0 x + sum_e g_e ΔW_e x,    ΔW_e[block b] = B_b A_b                                      (eq. 14)
 
-An expert holds a low-rank delta on its own sub-blocks of the `l x l` grid of W0 `[d_out, d_in]`, nothing elsewhere. While it trains, its
-delta is assembled densely once per step: for one expert that costs less than gathering the blocks of every token. `seta_runtime` computes
-the same sum for many experts at once; `tests/seta_runtime/test_ops.py` compares the two.
+An expert holds a low-rank delta on its own sub-blocks of the `l x l` grid of W0 `[d_out, d_in]`, nothing elsewhere.
+While it trains, its delta is assembled densely once per step: for one expert that costs less than gathering the blocks
+of every token. `seta_runtime` computes the same sum for many experts at once; `tests/seta_runtime/test_ops.py` compares
+the two.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ Blocks = Tensor
 
 @dataclass
 class Gates:
-    """The per-token expert gates of the current forward pass, written once for the whole stack: id → `[B, T]` float32."""
+    """The per-token expert gates of the current forward pass, set once for the whole stack: id → `[B, T]` float32."""
 
     by_expert: dict[str, Tensor] = field(default_factory=dict)
 
 
 class SparseDelta(nn.Module):
     """One expert's delta on one projection: `A [n, r, l]`, `B [n, l, r]` on the sub-blocks `blocks [n, 2]`."""
+
+    blocks: Tensor
 
     def __init__(self, blocks: Blocks, a: Tensor, b: Tensor, shape: tuple[int, int]) -> None:
         super().__init__()
@@ -37,7 +40,9 @@ class SparseDelta(nn.Module):
         self.b = nn.Parameter(b)
 
     @classmethod
-    def fresh(cls, blocks: Blocks, rank: int, size: int, shape: tuple[int, int], generator: torch.Generator) -> SparseDelta:
+    def fresh(
+        cls, blocks: Blocks, rank: int, size: int, shape: tuple[int, int], generator: torch.Generator
+    ) -> SparseDelta:
         """A ~ U(-1/sqrt(l), 1/sqrt(l)), B = 0: the delta starts at zero, as in LoRA."""
         a = (torch.rand(len(blocks), rank, size, generator=generator) * 2 - 1) / math.sqrt(size)
         return cls(blocks, a, torch.zeros(len(blocks), size, rank), shape)
@@ -47,7 +52,9 @@ class SparseDelta(nn.Module):
         size = self.a.shape[-1]
         rows, columns = self.shape[0] // size, self.shape[1] // size
         index = self.blocks[:, 0] * columns + self.blocks[:, 1]
-        grid = torch.zeros(rows * columns, size, size, dtype=self.a.dtype).index_copy(0, index, torch.bmm(self.b, self.a))
+        grid = torch.zeros(rows * columns, size, size, dtype=self.a.dtype).index_copy(
+            0, index, torch.bmm(self.b, self.a)
+        )
         return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(self.shape)
 
 

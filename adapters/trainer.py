@@ -1,7 +1,8 @@
 """Learn one task: score blocks → fit the gate → fit the expert → evaluate → publish.
 
-The trunk runs once per example. The expert trains under the gate's own decisions, and for a share of the examples it starts later still:
-an expert that always saw itself from the first token fails when a causal gate switches it on in mid-prompt.
+The trunk runs once per example. The expert trains under the gate's own decisions, and for a share of the examples it
+starts later still: an expert that always saw itself from the first token fails when a causal gate switches it on in
+mid-prompt.
 """
 
 from __future__ import annotations
@@ -59,8 +60,13 @@ def answer_loss(model: RoutedModel, data: Prepared, batch: list[int], weights: l
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def choose_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings, coverage: dict[int, float]) -> tuple[dict[Site, Tensor], int]:
-    """Gradient warm-up on the untouched weights (eq. 2), block scores (eq. 3), per-layer quotas. Returns blocks and warm-up steps."""
+def choose_blocks(
+    model: RoutedModel, data: Prepared, settings: LearnSettings, coverage: dict[int, float]
+) -> tuple[dict[Site, Tensor], int]:
+    """Gradient warm-up on the untouched weights (eq. 2), block scores (eq. 3), per-layer quotas.
+
+    Returns the blocks and the number of warm-up steps.
+    """
     draw = batch_source(len(data), settings.batch_size, random.Random(settings.seed))
     weights = {site: routed.base.weight for site, routed in model.sites.items()}
     sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
@@ -68,7 +74,7 @@ def choose_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings, c
     with _gradients_of(list(weights.values())), Steps("block scores", rule.max_steps, "steps") as steps:
         while not stop:
             batch = draw()
-            answer_loss(model, data, batch, [torch.zeros(len(data.trunk[i]), 0) for i in batch]).backward()  # type: ignore[no-untyped-call]
+            answer_loss(model, data, batch, [torch.zeros(len(data.trunk[i]), 0) for i in batch]).backward()
             squares = 0.0
             for site, weight in weights.items():
                 assert weight.grad is not None
@@ -87,8 +93,12 @@ def choose_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings, c
 
 def new_expert(model: RoutedModel, blocks: dict[Site, Tensor], settings: LearnSettings) -> Expert:
     generator = torch.Generator().manual_seed(settings.seed)
-    shapes = {site: tuple(model.sites[site].base.weight.shape) for site in blocks}
-    return {site: SparseDelta.fresh(found, settings.rank, settings.block_size, shapes[site], generator) for site, found in blocks.items()}  # type: ignore[arg-type]
+    expert: Expert = {}
+    for site, found in blocks.items():
+        base = model.sites[site].base
+        shape = (base.out_features, base.in_features)
+        expert[site] = SparseDelta.fresh(found, settings.rank, settings.block_size, shape, generator)
+    return expert
 
 
 def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> tuple[float, float]:
@@ -108,7 +118,7 @@ def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: Lea
                 group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
             loss = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
             optimiser.step()
             losses.append(float(loss.detach()))

@@ -15,7 +15,7 @@ BATCH_TOKENS = 2048
 
 @torch.no_grad()
 def trunk_outputs(backbone: Backbone, sequences: Sequence[list[int]], trunk_layers: int, what: str) -> list[Tensor]:
-    """The residual stream at the entrance of layer `trunk_layers`, `[T, d]` in the model's dtype, for each sequence of token ids."""
+    """Per sequence of token ids, the residual stream that enters layer `trunk_layers`: `[T, d]`, the model's dtype."""
     outputs: list[Tensor | None] = [None] * len(sequences)
     batches = list(batches_by_length([len(s) for s in sequences], BATCH_TOKENS))
     for batch in track(batches, f"trunk of {what}", unit="batch"):
@@ -26,7 +26,7 @@ def trunk_outputs(backbone: Backbone, sequences: Sequence[list[int]], trunk_laye
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each batch at most `batch_tokens` tokens with its padding (a single longer one is alone)."""
+    """Indices in batches of similar length, of at most `batch_tokens` tokens with padding; a longer one is alone."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if batch and lengths[index] * (len(batch) + 1) > batch_tokens:
