@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from adapters.settings import LearnSettings
+
+DEFAULT = LearnSettings()
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
@@ -32,40 +35,45 @@ def learn(
         typer.Option(help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order.'),
     ],
     test: TestFile = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = 150,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    density: Annotated[float, typer.Option(help="Share of the sub-blocks above the trunk that a task may take.")] = 0.5,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of a sub-block's delta.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
+    batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = DEFAULT.learning_rate,
+    density: Annotated[
+        float, typer.Option(help="Share of the sub-blocks above the trunk that a task may take.")
+    ] = DEFAULT.density,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of a sub-block's delta.")] = DEFAULT.rank,
     trunk_layers: Annotated[
         int | None, typer.Option(help="New bank only: layers without experts; default a fifth of the model's.")
     ] = None,
-    block_size: Annotated[int, typer.Option(help="New bank only: edge of a sub-block.")] = 64,
-    target: Annotated[
-        list[str] | None, typer.Option(help="New bank only: projections that carry experts; default v_proj.")
+    block_size: Annotated[
+        int | None, typer.Option(help=f"New bank only: edge of a sub-block; default {DEFAULT.block_size}.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=16, help="Longer examples are left out, and counted.")] = 1024,
-    seed: int = 0,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help=f"New bank only: projections that carry experts; default {', '.join(DEFAULT.targets)}."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=16, help="Longer examples are left out, and counted.")
+    ] = DEFAULT.max_tokens,
+    seed: int = DEFAULT.seed,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = DEFAULT.dtype,
 ) -> None:
     """Learn the tasks of a file, one after another; each becomes a generation of the bank."""
     with clear_errors():
         from adapters.data import read_tasks
         from adapters.learn import learn_tasks
-        from adapters.settings import LearnSettings
 
+        for_a_new_bank = {"trunk_layers": trunk_layers, "block_size": block_size, "targets": target}
         settings = LearnSettings(
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
             density=density,
             rank=rank,
-            trunk_layers=trunk_layers,
-            block_size=block_size,
-            targets=tuple(target) if target else ("v_proj",),  # type: ignore[arg-type]
             max_tokens=max_tokens,
             seed=seed,
             dtype=dtype,  # type: ignore[arg-type]
+            **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
         )
         manifest = learn_tasks(bank, model, read_tasks(task), read_tasks(test) if test else {}, settings)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)

@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 
 from adapters.backbone import Backbone
-from adapters.bank import Bank, BankConflict, BankNotFound, ExpertInfo, GateInfo, Manifest, TaskInfo, check_base
+from adapters.bank import (
+    Bank,
+    BankConflict,
+    BankNotFound,
+    BaseModelInfo,
+    ExpertInfo,
+    GateInfo,
+    Manifest,
+    TaskInfo,
+    check_base,
+)
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.calibrate import GateSettings, calibrate, general_prompts
 from adapters.data import DataError, Example
@@ -71,30 +81,33 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     backbone = Backbone.load(model_dir, settings.dtype)
     # On short sequences this is several times faster than SDPA's backward on a CPU.
     backbone.model.set_attn_implementation("eager")
-    try:
-        manifest = bank.manifest()
-    except BankNotFound:
-        console.print("new bank: fitting the gate's fixed parts on general text")
-        trunk_layers = settings.trunk_of(base.num_layers)
-        gate = calibrate(backbone, trunk_layers, base.num_kv_heads * base.head_size, GateSettings(), general_prompts())
-        ref = bank.put_object(gate.tensors())
-        manifest = Manifest(
-            generation=0,
-            parent=None,
-            created=datetime.now(UTC),
-            base=base,
-            trunk_layers=trunk_layers,
-            block_size=settings.block_size,
-            targets=settings.targets,
-            gate=GateInfo(kind="analytic", **ref._asdict()),
-        )
-        bank.publish(manifest)
+    manifest = bank.manifest() if bank.generations() else _first_generation(bank, backbone, base, settings)
     check_base(manifest, base)
     gate = load_gate(manifest, bank.load_gate(manifest))
+    _refuse_another_layout(manifest, settings)
     settings = settings.model_copy(
         update={"trunk_layers": manifest.trunk_layers, "block_size": manifest.block_size, "targets": manifest.targets}
     )
     return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, manifest, settings)
+
+
+def _first_generation(bank: Bank, backbone: Backbone, base: BaseModelInfo, settings: LearnSettings) -> Manifest:
+    """Publish generation 0: no task, and a gate that knows "base"."""
+    console.print("new bank: fitting the gate's fixed parts on general text")
+    trunk_layers = settings.trunk_of(base.num_layers)
+    gate = calibrate(backbone, trunk_layers, base.num_kv_heads * base.head_size, GateSettings(), general_prompts())
+    manifest = Manifest(
+        generation=0,
+        parent=None,
+        created=datetime.now(UTC),
+        base=base,
+        trunk_layers=trunk_layers,
+        block_size=settings.block_size,
+        targets=settings.targets,
+        gate=GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+    )
+    bank.publish(manifest)
+    return manifest
 
 
 def learn(learner: Learner, name: str, examples: list[Example], test: list[Example] | None) -> None:
@@ -217,6 +230,16 @@ def _split(
         )
     shuffled = random.Random(settings.seed).sample(examples, len(examples))
     return shuffled[count:], shuffled[:count]
+
+
+def _refuse_another_layout(manifest: Manifest, settings: LearnSettings) -> None:
+    """What the bank's first generation fixed may be repeated, not changed. Raises DataError."""
+    for name in ("trunk_layers", "block_size", "targets"):
+        wanted, fixed = getattr(settings, name), getattr(manifest, name)
+        if name in settings.model_fields_set and wanted is not None and wanted != fixed:
+            raise DataError(
+                f"{name} {wanted} found, this bank was made with {fixed}; leave it out, or start a new bank"
+            )
 
 
 def _open_or_create(bank_dir: Path) -> Bank:

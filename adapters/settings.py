@@ -23,7 +23,7 @@ class LearnSettings(BaseModel):
     targets: tuple[Target, ...] = ("v_proj",)
     density: float = Field(default=0.5, gt=0, le=1)
     rank: int = Field(default=32, ge=1, le=4096)
-    steps: int = Field(default=150, ge=1)
+    steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     late_start: float = Field(default=0.5, ge=0, le=1)

@@ -1,6 +1,7 @@
 """Rebuild the shipped demo bank: `python -m adapters.demo.bank --model DIR --out demo/bank`.
 
-Builds the four demo tasks, learns them one after another and replaces the bank in one move, so that an interrupted run changes nothing.
+Builds the four demo tasks, learns them one after another and replaces the bank in one move, so that an interrupted
+run changes nothing.
 """
 
 from __future__ import annotations
