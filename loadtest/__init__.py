@@ -1,0 +1,1 @@
+"""Measures a running server over HTTP; imports nothing of the server's own packages."""
