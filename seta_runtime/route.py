@@ -6,7 +6,7 @@
 3. The gate's read-out of `z̄_t` names the task, or "base"; tokens with the same answer form a group, and the routed
    layers do the rest.
 
-Tokens of the base model, and steps without a generation, pay nothing.
+Tokens of the base model, and of a generation without tasks, pay nothing.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ class Router(nn.Module):
         """hidden `[T, d]`: the residual stream that enters layer m."""
         self.state.groups = []
         slots = self.state.slots_of(len(hidden))
-        present = [int(slot) for slot in torch.unique(slots).tolist() if slot >= 0]
-        members = [(self._resident(slot), self._rows(slots, slot, len(present))) for slot in present]
+        members = self._members(slots)
         if not members:
             return
         pooled = self._pooled(hidden, members)
@@ -61,6 +60,18 @@ class Router(nn.Module):
             mine = pooled[:, : generation.gate.width]
             weights = generation.gate.decide(mine if rows is None else mine[rows])
             self._add_groups(generation, rows, weights, len(hidden))
+
+    def _members(self, slots: Tensor) -> list[tuple[ResidentGeneration, Tensor | None]]:
+        """The step's generations and their rows; one that knows no task has nothing to decide."""
+        present = [int(slot) for slot in torch.unique(slots).tolist() if slot >= 0]
+        members = []
+        for slot in present:
+            generation, rows = self._resident(slot), self._rows(slots, slot, len(present))
+            if generation.tasks:
+                members.append((generation, rows))
+            else:
+                self.stats.count(generation, -1, len(slots) if rows is None else len(rows))
+        return members
 
     def _resident(self, slot: int) -> ResidentGeneration:
         generation = self.state.slots[slot]
