@@ -18,7 +18,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from adapters.bank import Bank, check_base
+from adapters.bank import Bank, BankPathEscape, check_base
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.gate import Gate, load_gate
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
@@ -147,6 +147,11 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
 
     def _load_adapter(self, lora_request: LoRARequest) -> Any:
         root, generation = bank_root_of(lora_request.lora_path)
+        if root.resolve() != self.config.bank.resolve():
+            raise BankPathEscape(
+                f"generation {generation} was named in bank {root.name!r}, the engine serves {self.config.bank.name!r}; "
+                "name a generation of that bank"
+            )
         layout = Layout(self.config.trunk_layers, self.config.targets)
         return ResidentGeneration.load(
             lora_request.lora_int_id, root, generation, self._found, layout, self._dtype, self.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base
 from adapters.gate import Gate, load_gate
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
+
+MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json")
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def _pack_all(
 def bank_root_of(manifest_path: str) -> tuple[Path, int]:
     """`<bank>/generations/00004.json` → (`<bank>`, 4); the name is checked, not trusted."""
     path = Path(os.path.abspath(manifest_path))
-    if path.parent.name != "generations" or not path.stem.isdigit():
+    number = MANIFEST_NAME.fullmatch(path.name)
+    if path.parent.name != "generations" or number is None:
         raise BankCorrupt(f"{path.name!r} is not a generation's manifest; expected <bank>/generations/<number>.json")
-    return path.parent.parent, int(path.stem)
+    return path.parent.parent, int(number[1])
