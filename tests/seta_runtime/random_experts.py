@@ -1,0 +1,66 @@
+"""Random experts and generations for the tests of the runtime: no disk, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adapters.gate import AnalyticGate
+from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
+from seta_runtime.resident import ResidentGeneration
+
+CPU = torch.device("cpu")
+
+
+def random_blocks(shape: tuple[int, int], count: int, rank: int, size: int, generator: torch.Generator) -> SparseBlocks:
+    """`count` different sub-blocks of `W0 [d_out, d_in]`, sorted, with random A and B."""
+    rows, columns = shape[0] // size, shape[1] // size
+    chosen = torch.randperm(rows * columns, generator=generator)[:count].sort().values
+    blocks = torch.stack([chosen // columns, chosen % columns], dim=1).to(torch.int32)
+    a = torch.randn(len(blocks), rank, size, generator=generator) / size**0.5
+    return SparseBlocks(blocks, a, torch.randn(len(blocks), size, rank, generator=generator))
+
+
+def random_projection(
+    shape: tuple[int, int],
+    membership: Tensor,
+    counts: Sequence[int],
+    rank: int = 4,
+    size: int = 8,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> ProjectionExperts:
+    """One projection's packed experts; expert e has `counts[e]` sub-blocks, none at all where that is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = [random_blocks(shape, n, rank, size, generator) if n else None for n in counts]
+    return pack(experts, membership.bool(), shape, dtype, CPU)
+
+
+def random_gate(hidden: int, width: int, num_tasks: int, *, seed: int = 0, keep: int = 1) -> AnalyticGate:
+    """A gate whose tasks lie in random directions, so that random tokens go to all of them and to base."""
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.linalg.qr(torch.randn(hidden, width, generator=generator)).Q.contiguous()
+    return AnalyticGate(
+        projection=projection,
+        content_weight=torch.randn(hidden, generator=generator) / hidden**0.5,
+        content_bias=torch.tensor([0.5]),
+        base_mean=torch.zeros(width),
+        base_whitener=torch.eye(width),
+        count=torch.full((num_tasks,), 10.0),
+        mean=torch.randn(num_tasks, width, generator=generator),
+        scatter=torch.eye(width) * 5 * max(num_tasks, 1),
+        threshold=torch.tensor([0.2]),
+        sharpness=torch.tensor([20.0]),
+        temperature=torch.tensor([1.0]),
+        ridge=torch.tensor([0.05]),
+        keep=torch.tensor([float(keep)]),
+    )
+
+
+def random_generation(adapter_id: int, gate: AnalyticGate, membership: Tensor) -> ResidentGeneration:
+    """A generation of `membership [tasks, experts]` without projections: all that the router needs."""
+    tasks = tuple(f"task{i}" for i in range(membership.shape[0]))
+    experts = tuple(f"expert{i}" for i in range(membership.shape[1]))
+    return ResidentGeneration(adapter_id, adapter_id, tasks, experts, membership.float(), gate, {})
