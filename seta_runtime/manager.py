@@ -149,8 +149,8 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         root, generation = bank_root_of(lora_request.lora_path)
         if root.resolve() != self.config.bank.resolve():
             raise BankPathEscape(
-                f"generation {generation} was named in bank {root.name!r}, the engine serves {self.config.bank.name!r}; "
-                "name a generation of that bank"
+                f"generation {generation} was named in bank {root.name!r}, this engine serves "
+                f"{self.config.bank.name!r}; name a generation of that bank"
             )
         layout = Layout(self.config.trunk_layers, self.config.targets)
         return ResidentGeneration.load(
