@@ -64,8 +64,7 @@ def layer_quotas(num_blocks: dict[int, int], coverage: dict[int, float], density
     """
     total = int(density * sum(num_blocks.values()))
     weights = {layer: count / (1 + coverage.get(layer, 0.0)) for layer, count in num_blocks.items()}
-    scale = total / sum(weights.values())
-    exact = {layer: min(weight * scale, num_blocks[layer]) for layer, weight in weights.items()}
+    exact = _shares(total, weights, num_blocks)
     quotas = {layer: max(1, int(value)) for layer, value in exact.items()}
     by_remainder = sorted(exact, key=lambda layer: (int(exact[layer]) - exact[layer], layer))
     for layer in by_remainder:
@@ -73,6 +72,20 @@ def layer_quotas(num_blocks: dict[int, int], coverage: dict[int, float], density
             break
         quotas[layer] = min(quotas[layer] + 1, num_blocks[layer])
     return quotas
+
+
+def _shares(total: int, weights: dict[int, float], most: dict[int, int]) -> dict[int, float]:
+    """`total` in proportion to the weights; what is more than a layer's `most` goes to the others."""
+    shares: dict[int, float] = {}
+    left = dict(weights)
+    while left:
+        scale = (total - sum(shares.values())) / sum(left.values())
+        full = [layer for layer, weight in left.items() if weight * scale >= most[layer]]
+        if not full:
+            return shares | {layer: weight * scale for layer, weight in left.items()}
+        shares |= {layer: float(most[layer]) for layer in full}
+        left = {layer: weight for layer, weight in left.items() if layer not in shares}
+    return shares
 
 
 def select(scores: dict[Site, Tensor], quotas: dict[int, int]) -> dict[Site, Tensor]:
