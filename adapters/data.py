@@ -111,7 +111,7 @@ def render(tokenizer: Any, example: Example, max_tokens: int) -> Tokens | None:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 if number > MAX_EXAMPLES or len(raw) > MAX_LINE_BYTES:
                     raise DataError(
                         f"{path}:{number}: over {MAX_EXAMPLES} lines, or a line over {MAX_LINE_BYTES} bytes"
@@ -134,6 +134,8 @@ def _load(path: Path, number: int, line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise DataError(f"{path}:{number}: not JSON that can be read: {error}") from error
 
 
 def _parse(path: Path, number: int, line: str) -> Example:
