@@ -186,7 +186,7 @@ def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
     if set(tensors) != names:
         raise BankCorrupt(f"{where} has tensors {sorted(tensors)}, expected {sorted(names)}; learn the bank again")
     num_tasks, hidden = len(manifest.tasks), manifest.base.hidden_size
-    width = tensors["projection"].shape[-1]
+    width = tensors["projection"].shape[-1] if tensors["projection"].ndim else 0
     expected = {
         "projection": (hidden, width),
         "content_weight": (hidden,),
