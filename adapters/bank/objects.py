@@ -36,6 +36,12 @@ def object_path(digest: str) -> str:
     return f"{OBJECTS_DIR}/{digest}{SUFFIX}"
 
 
+def object_digest(file_name: str) -> str | None:
+    """The digest that an object's file is named after, None for a file that is no object."""
+    digest = file_name.removesuffix(SUFFIX)
+    return digest if digest + SUFFIX == file_name and _DIGEST.fullmatch(digest) else None
+
+
 def encode_object(tensors: Mapping[str, Tensor]) -> bytes:
     """Safetensors bytes without metadata; the same for the same names, dtypes, shapes and values.
 

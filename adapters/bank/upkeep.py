@@ -1,6 +1,5 @@
 """Looking after a bank: find what is damaged, delete what nothing needs."""
 
-import os
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import BankError, BankNotFound
 from .files import TEMPORARY_PREFIX, write_error
-from .info import ObjectRef
 from .manifest import GENERATIONS_DIR, Manifest, manifest_path
-from .objects import OBJECTS_DIR, object_path
+from .objects import OBJECTS_DIR, object_digest
 
 if TYPE_CHECKING:
     from .store import Bank
@@ -75,9 +73,9 @@ def collect_garbage(bank: "Bank", keep: Collection[int] | None, grace_seconds: f
     unknown = sorted(set(keep or ()) - set(numbers))
     if unknown:
         raise BankNotFound(f"generations {unknown} do not exist, the bank has {numbers}; keep some of those")
-    kept = (
-        set(numbers if keep is None else keep) | set(numbers[-1:]) | ({bank.current()} if bank.has_current() else set())
-    )
+    kept = {*(numbers if keep is None else keep), *numbers[-1:]}
+    if bank.has_current():
+        kept.add(bank.current())
     needed = _needed_objects(bank, kept)  # an unreadable manifest stops us before anything is deleted
     dropped = [number for number in numbers if number not in kept]
     manifests = [bank.root / manifest_path(number) for number in dropped]
@@ -95,8 +93,7 @@ def collect_garbage(bank: "Bank", keep: Collection[int] | None, grace_seconds: f
 
 
 def _needed_objects(bank: "Bank", kept: Collection[int]) -> set[str]:
-    refs: set[ObjectRef] = {ref for number in kept for ref in bank.manifest(number).refs}
-    return {object_path(ref.object).rpartition("/")[2] for ref in refs}
+    return {ref.object for number in kept for ref in bank.manifest(number).refs}
 
 
 def _temporary_files(root: Path) -> list[Path]:
@@ -106,8 +103,9 @@ def _temporary_files(root: Path) -> list[Path]:
 
 
 def _unneeded_objects(root: Path, needed: set[str], written_before: float) -> list[Path]:
-    found = sorted(path for path in (root / OBJECTS_DIR).glob("*.safetensors") if not path.name.startswith("."))
-    return [path for path in found if path.name not in needed and os.lstat(path).st_mtime <= written_before]
+    found = [(path, object_digest(path.name)) for path in sorted((root / OBJECTS_DIR).iterdir())]
+    unneeded = [path for path, digest in found if digest and digest not in needed]
+    return [path for path in unneeded if path.lstat().st_mtime <= written_before]
 
 
 def _line(error: BankError) -> str:

@@ -151,7 +151,11 @@ EVIL: dict[str, tuple[Callable[[Members], Members], type[BankError], str]] = {
     "manifest missing": (lambda ms: ms[1:], BankCorrupt, "expected manifest.json"),
     "manifest last": (lambda ms: [*ms[1:], ms[0]], BankCorrupt, "expected manifest.json"),
     "empty": (lambda ms: [], BankCorrupt, "expected manifest.json"),
-    "object longer": (lambda ms: replace(ms, 1, ms[1][1] + b"x"), BankCorrupt, "bytes, expected"),
+    "object longer": (
+        lambda ms: replace(ms, 1, ms[1][1] + b"x"),
+        BankCorrupt,
+        r"the archive's objects/\S+ has \d+ bytes, expected",
+    ),
     "object altered": (lambda ms: replace(ms, 1, ms[1][1][:-1] + b"x"), BankCorrupt, "its bytes were altered"),
     "manifest too large": (lambda ms: replace(ms, 0, b" " * ((32 << 20) + 1)), BankTooLarge, "manifest has 33554433"),
     "manifest not JSON": (lambda ms: replace(ms, 0, b"{"), BankCorrupt, "is not JSON"),

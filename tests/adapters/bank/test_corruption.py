@@ -50,8 +50,16 @@ def make_directory(path: Path) -> None:
 
 OBJECT_DAMAGE: dict[str, tuple[Callable[[Path], Any], type[BankError], str]] = {
     "missing": (lambda path: path.unlink(), BankNotFound, "does not exist; restore it"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), BankCorrupt, "has 695 bytes, expected 696"),
-    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), BankCorrupt, "has 697 bytes, expected 696"),
+    "truncated": (
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        BankCorrupt,
+        "safetensors has 695 bytes, expected 696",
+    ),
+    "longer": (
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        BankCorrupt,
+        "safetensors has 697 bytes, expected 696",
+    ),
     "flipped data bit": (lambda path: flip(path, -1), BankCorrupt, "its bytes were altered"),
     "flipped header bit": (lambda path: flip(path, 9), BankCorrupt, "its bytes were altered"),
     "symbolic link": (make_link, BankPathEscape, "is a symbolic link"),
@@ -75,9 +83,10 @@ def test_damaged_object(tmp_path: Path, damage: str) -> None:
     assert problem.startswith(f"generation 1: {error.__name__}: ")
 
 
-def test_a_damaged_object_is_healed_by_writing_it_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped data bit"])
+def test_a_damaged_object_is_healed_by_writing_it_again(tmp_path: Path, damage: str) -> None:
     bank = make_bank(tmp_path, ["alpha"])
-    flip(expert_file(bank), -1)
+    OBJECT_DAMAGE[damage][0](expert_file(bank))
     bank.put_object(make_tensors(seed=1))
     assert bank.verify() == []
 

@@ -81,6 +81,8 @@ def test_power_lost_after_a_kill_and_a_retry(tmp_path: Path, die_at: int) -> Non
 def test_killed_while_creating(tmp_path: Path) -> None:
     disk = DyingDisk()
     Bank.create(tmp_path / "whole", disk)
+    disk.lose_power(has_lost_names=True)
+    assert Bank.open(tmp_path / "whole").generations() == []
     for die_at in range(len(disk.steps)):
         path = tmp_path / f"bank{die_at}"
         dying = DyingDisk(die_at)

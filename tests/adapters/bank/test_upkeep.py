@@ -19,10 +19,11 @@ def test_unneeded_objects_and_temporary_files_go(tmp_path: Path) -> None:
     orphan = bank.put_object(make_tensors(seed=99))
     for directory in (".", "generations", "objects/sha256"):
         (tmp_path / directory / ".tmp-x").write_bytes(b"12345")
-    (tmp_path / "objects/sha256/README").write_text("not ours")
+    for stranger in ("README", "mine.safetensors"):
+        (tmp_path / "objects/sha256" / stranger).write_text("not ours")
     collected = bank.gc(grace_seconds=0)
     assert collected == ([], 4, 15 + orphan.object_bytes)
-    assert names(bank) == needed | {"README"}
+    assert names(bank) == needed | {"README", "mine"}
     assert bank.verify() == []
     assert bank.gc(grace_seconds=0) == ([], 0, 0)
 
