@@ -40,6 +40,7 @@ def ensure() -> Path:
     if is_current():
         return PYTHON
     preflight.check_platform()
+    preflight.check_libraries()
     preflight.check_writable(ROOT)
     with _one_at_a_time():
         if not is_current():  # somebody else may have made it meanwhile

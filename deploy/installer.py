@@ -16,6 +16,7 @@ NETWORK = re.compile(
     re.IGNORECASE,
 )
 DISK = re.compile(r"No space left on device|Errno 28|Disk quota exceeded|Errno 122")
+ERROR = re.compile(r"^\s*error: (?!subprocess-exited|metadata-generation)(.+)$", re.IGNORECASE | re.MULTILINE)
 FETCHING = re.compile(r"^Collecting ([\w.-]+)")
 
 
@@ -67,8 +68,8 @@ def reason(output: str, log: Path) -> str:
         return f"the disk is full; make room and start again (pip's output: {log})"
     if NETWORK.search(output):
         return f"the package index cannot be reached; check the network and pip's settings, start again ({log})"
-    errors = [line.strip() for line in output.splitlines() if line.startswith("ERROR")]
-    return f"pip failed: {errors[-1] if errors else 'no error message'} (all it said: {log})"
+    errors = ERROR.findall(output)
+    return f"pip failed: {errors[-1] if errors else 'it gave no reason'} (all it said: {log})"
 
 
 def site_packages(python: Path) -> Path:

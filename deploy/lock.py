@@ -51,11 +51,11 @@ def resolve(requirements: Iterable[str]) -> dict[str, dict]:
 
 def missing(packages: dict[str, dict], python: str, machine: str) -> set[str]:
     """Requirements that the platform has and the resolve does not; extras that nobody asked for are left out."""
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
-    environment |= {"platform_machine": machine, "extra": ""}
+    environment: dict[str, str] = {**default_environment(), "extra": ""}  # type: ignore[dict-item]
+    environment |= {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
     asked = [line for metadata in packages.values() for line in metadata.get("requires_dist", [])]
     needed = [r for r in map(Requirement, asked) if r.marker is None or r.marker.evaluate(environment)]
-    return {canonicalize_name(r.name) for r in needed} - set(packages)
+    return {str(canonicalize_name(r.name)) for r in needed} - set(packages)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What can be said before anything is installed: the platform, a usable Python, disk space, the port."""
 
+import ctypes
 import os
 import platform
 import shutil
@@ -23,6 +24,14 @@ def check_platform() -> None:
     system, machine = platform.system(), platform.machine()
     if system != "Linux" or machine not in MACHINES:
         raise SetupError(f"this is {system} on {machine}; the engine's wheels are for Linux on {' or '.join(MACHINES)}")
+
+
+def check_libraries() -> None:
+    """Raises: SetupError. The engine's CPU kernels link to libnuma, which a small system does not have."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        raise SetupError("libnuma.so.1 is missing; install it (Debian/Ubuntu: apt-get install libnuma1)") from None
 
 
 def find_python() -> Path:

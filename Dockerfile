@@ -1,0 +1,46 @@
+# Two images, neither built by CI:
+#   docker build --target cpu  -t seta:cpu .
+#   docker build --target cuda -t seta:cuda .
+#   docker run -p 8000:8000 -v /path/to/model:/model:ro -v /path/to/bank:/bank:ro seta:cpu
+# The bank's directory must be readable by user 10001. Give a CUDA container its GPUs: --gpus all --ipc=host.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
+RUN useradd --uid 10001 --create-home seta
+WORKDIR /src
+
+FROM base AS cpu-install
+# As deploy/bootstrap.py does: a full lock, nothing resolved; torch's CPU build has an index of its own.
+COPY requirements/cpu.lock requirements/
+RUN grep -E '^torch==' requirements/cpu.lock > requirements/torch.lock \
+ && pip install --no-deps --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock \
+ && pip install --no-deps -r requirements/cpu.lock
+COPY . .
+RUN pip install --no-deps --no-build-isolation .
+
+FROM base AS cuda-install
+COPY . .
+RUN pip install '.[cuda]'
+
+FROM base AS cpu
+RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+COPY --from=cpu-install /usr/local /usr/local
+USER seta
+WORKDIR /home/seta
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+STOPSIGNAL SIGINT
+ENTRYPOINT ["python", "-m", "server.cli", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["--model", "/model", "--bank", "/bank", "--name", "seta"]
+
+FROM base AS cuda
+# Triton compiles its kernels' launchers on first use.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY --from=cuda-install /usr/local /usr/local
+USER seta
+WORKDIR /home/seta
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+STOPSIGNAL SIGINT
+ENTRYPOINT ["python", "-m", "server.cli", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["--model", "/model", "--bank", "/bank", "--name", "seta"]
