@@ -41,7 +41,8 @@ class Backbone:
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise UnsupportedModel(f"layer types {sorted(kinds)} found; only full attention is supported")
-        if not all(hasattr(model.model, part) for part in ("layers", "embed_tokens", "rotary_emb", "norm")):
+        stack = getattr(model, "model", None)
+        if not all(hasattr(stack, part) for part in ("layers", "embed_tokens", "rotary_emb", "norm")):
             raise UnsupportedModel(f"{type(model).__name__} is not a decoder stack like Llama, Qwen2 or Qwen3")
         model.requires_grad_(False)
         return cls(model, tokenizer)
