@@ -19,6 +19,7 @@ from adapters.bank import (
     BankTooLarge,
     Manifest,
     ObjectRef,
+    check_finite,
 )
 from adapters.bank.manifest import MAX_MANIFEST_BYTES
 from adapters.bank.objects import object_path, read_object
@@ -203,6 +204,16 @@ def test_gate_that_is_not_finite(tmp_path: Path) -> None:
     ref = bank.put_object({"weight": torch.tensor([1.0, float("nan")])})
     with pytest.raises(BankCorrupt, match="gate of generation 2: weight holds NaN"):
         bank.publish(good.model_copy(update={"gate": good.gate.model_copy(update=ref._asdict())}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_finite_is_what_torch_says(dtype: torch.dtype) -> None:
+    limits, tiny = torch.finfo(dtype), torch.tensor([0.0, -0.0, 1e-40], dtype=dtype)
+    check_finite({"a": torch.tensor([limits.max, limits.min, limits.tiny], dtype=dtype), "b": tiny}, "expert")
+    check_finite({"empty": torch.zeros(0, dtype=dtype), "scalar": torch.tensor(1.0, dtype=dtype)}, "expert")
+    for value in (float("nan"), -float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(BankCorrupt, match="^expert: a holds NaN or infinity"):
+            check_finite({"a": torch.tensor([1.0, value], dtype=dtype)}, "expert")
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
