@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ DEFAULT = LearnSettings()
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
+Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="What the base model computes in.")]
 ModelRef = Annotated[str, typer.Option("--model", help="The base model: a local directory or a hub id.")]
 TestFile = Annotated[
     Path | None,
@@ -56,7 +57,7 @@ def learn(
         int, typer.Option(min=16, help="Longer examples are left out, and counted.")
     ] = DEFAULT.max_tokens,
     seed: int = DEFAULT.seed,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = DEFAULT.dtype,
+    dtype: Dtype = DEFAULT.dtype,
 ) -> None:
     """Learn the tasks of a file, one after another; each becomes a generation of the bank."""
     with clear_errors():
@@ -72,7 +73,7 @@ def learn(
             rank=rank,
             max_tokens=max_tokens,
             seed=seed,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
         )
         manifest = learn_tasks(bank, model, read_tasks(task), read_tasks(test) if test else {}, settings)
@@ -85,7 +86,7 @@ def evaluate(
     model: ModelRef,
     test: Annotated[Path, typer.Option(help="Held-out examples of the bank's tasks.")],
     generation: Annotated[int | None, typer.Option(help="Default: the current one.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Dtype = DEFAULT.dtype,
 ) -> None:
     """Measure a generation on held-out examples: accuracy and routing of every task, and the stored accuracy matrix."""
     with clear_errors():
@@ -127,6 +128,7 @@ def clear_errors() -> Iterator[None]:
     """One line for what the user can mend; a traceback only for our own mistakes."""
     from pydantic import ValidationError
 
+    from adapters.backbone import UnsupportedModel
     from adapters.bank import BankError
     from adapters.base_model import BaseModelError
     from adapters.data import DataError
@@ -135,9 +137,10 @@ def clear_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        print(f"seta: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        where = "".join(f"{part}: " for part in first["loc"])
+        print(f"seta: {where}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (BankError, BaseModelError, DataError) as error:
+    except (BankError, BaseModelError, DataError, UnsupportedModel) as error:
         print(f"seta: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

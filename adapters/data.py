@@ -145,4 +145,4 @@ def _parse(path: Path, number: int, line: str) -> Example:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "line"
-        raise DataError(f"{path}:{number}: {where}: {first['msg']}") from error
+        raise DataError(f"{path}:{number}: {where}: {first['msg'].removeprefix('Value error, ')}") from error

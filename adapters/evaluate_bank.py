@@ -11,6 +11,7 @@ from adapters.data import DataError, Example
 from adapters.evaluate import TaskScore, score_task
 from adapters.examples import prepare
 from adapters.gate import load_gate
+from adapters.progress import console
 from adapters.routed import RoutedModel
 
 
@@ -32,10 +33,14 @@ def evaluate_bank(
     backbone = Backbone.load(model_dir, dtype)
     gate = load_gate(manifest, bank.load_gate(manifest))
     routed = RoutedModel.of(backbone, bank, manifest)
+    longest = manifest.settings.get("max_tokens")
+    max_tokens = longest if isinstance(longest, int) else backbone.model.config.max_position_embeddings
     scores = {}
     for name, examples in tests.items():
-        data, _ = prepare(
-            backbone, examples, manifest.trunk_layers, gate, backbone.model.config.max_position_embeddings, name
-        )
+        data, num_long = prepare(backbone, examples, manifest.trunk_layers, gate, max_tokens, name)
+        if num_long:
+            console.print(
+                f"{name}: {num_long} of {len(examples)} examples are longer than {max_tokens} tokens, left out"
+            )
         scores[name] = score_task(routed, gate, data, names.index(name), name)
     return manifest, scores

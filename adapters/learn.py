@@ -79,8 +79,6 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     base = fingerprint(model_dir)
     bank = _open_or_create(bank_dir)
     backbone = Backbone.load(model_dir, settings.dtype)
-    # On short sequences this is several times faster than SDPA's backward on a CPU.
-    backbone.model.set_attn_implementation("eager")
     manifest = bank.manifest() if bank.generations() else _first_generation(bank, backbone, base, settings)
     check_base(manifest, base)
     gate = load_gate(manifest, bank.load_gate(manifest))
@@ -125,6 +123,7 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     expert = new_expert(learner.model, blocks, settings)
     learner.model.add(expert_id, expert, [index])
     loss, seconds_per_step = fit_expert(learner.model, expert, data, settings)
+    learner.model.round_as_stored(expert_id)
     learner.model.freeze(expert_id)
     learner.gate = gate
 

@@ -16,6 +16,7 @@ from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from adapters.trunk import pad_hidden
 
 Expert = dict[Site, SparseDelta]
+STORED_DTYPE = torch.bfloat16
 
 
 @dataclass
@@ -64,6 +65,12 @@ class RoutedModel:
         for site, delta in expert.items():
             self.sites[site].add(expert_id, delta)
 
+    def round_as_stored(self, expert_id: str) -> None:
+        """To the bank's precision, so that what is measured is what is published."""
+        for delta in self.experts[expert_id].values():
+            for parameter in delta.parameters():
+                parameter.data = parameter.data.to(STORED_DTYPE).to(parameter.dtype)
+
     def freeze(self, expert_id: str) -> None:
         for site in self.experts[expert_id]:
             self.sites[site].freeze(expert_id)
@@ -86,7 +93,7 @@ class RoutedModel:
         self.route(torch.nn.utils.rnn.pad_sequence(list(task_weights), batch_first=True))
         return self.backbone.run(pad_hidden(trunk), self.trunk_layers, self.backbone.num_layers)
 
-    def expert_tensors(self, expert_id: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    def expert_tensors(self, expert_id: str, dtype: torch.dtype = STORED_DTYPE) -> dict[str, Tensor]:
         """The expert as the bank keeps it (`docs/design.md`)."""
         tensors: dict[str, Tensor] = {}
         for (layer, target), delta in self.experts[expert_id].items():

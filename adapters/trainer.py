@@ -117,10 +117,11 @@ def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: Lea
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
             loss = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-            optimiser.step()
+            if loss.requires_grad:  # else the gate sends no token of the batch to the expert
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+                optimiser.step()
             losses.append(float(loss.detach()))
             tokens += sum(len(data.trunk[i]) for i in batch)
             recent = losses[-10:]
