@@ -89,8 +89,17 @@ def _make_venv(tick: Callable[[str], None]) -> str:
     preflight.check_venv_module(python)
     preflight.check_disk(ROOT, VENV_GIB, "the installation")
     tick(f"{python} makes {VENV.name}")
-    subprocess.run([str(python), "-m", "venv", "--clear", str(VENV)], check=True, stdout=subprocess.DEVNULL)
+    create_venv(python)
     return f"{VENV.name} with Python {preflight.run_version(PYTHON)}"
+
+
+def create_venv(python: Path) -> None:
+    """Raises: SetupError."""
+    run = subprocess.run([str(python), "-m", "venv", "--clear", str(VENV)], stdout=subprocess.DEVNULL, check=False)
+    if run.returncode != 0:
+        raise SetupError(
+            f"{python} could not make {VENV}, see above; repair that Python, or remove {VENV}, and start again"
+        )
 
 
 def _drop_half_installed(site: Path) -> None:
