@@ -19,6 +19,9 @@ from torch import Tensor
 from adapters.bank import BankCorrupt, Manifest
 
 RMS_EPS = 1e-6
+RIVAL_MARGIN = 0.1
+"""Only tasks whose cosine is this close to the nearest one's are told apart by the discriminants; the others are out.
+The discriminants share the tasks' pooled scatter: unbounded, a task learned later could claim an older one's tokens."""
 LOG_WEIGHT_FLOOR = -8.0
 """The log-weight of a token that is surely the chat template's: it counts e^-8 of a content token."""
 
@@ -128,8 +131,10 @@ class AnalyticGate:
         if not self.num_tasks:
             return pooled.new_ones(*pooled.shape[:-1], 1)
         weight, bias = self._read_out  # type: ignore[attr-defined]
-        tasks = torch.softmax((pooled @ weight + bias) / self.temperature, dim=-1)
-        nearest = self.similarity(pooled).amax(-1, keepdim=True)
+        similarity = self.similarity(pooled)
+        nearest = similarity.amax(-1, keepdim=True)
+        logits = (pooled @ weight + bias) / self.temperature
+        tasks = torch.softmax(logits.masked_fill(similarity < nearest - RIVAL_MARGIN, -torch.inf), dim=-1)
         known = torch.sigmoid((nearest - self.threshold) * self.sharpness)
         return torch.cat([tasks * known, 1 - known], dim=-1)
 
@@ -196,7 +201,8 @@ def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
         "mean": (num_tasks, width),
         "scatter": (width, width),
     }
-    for name, tensor in tensors.items():
+    for field in fields(AnalyticGate):  # in this order: the projection, which the width is taken from, comes first
+        name, tensor = field.name, tensors[field.name]
         shape = expected.get(name, (1,))
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             raise BankCorrupt(

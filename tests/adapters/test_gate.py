@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters.bank import BankCorrupt, GateInfo, Manifest, TaskInfo
-from adapters.gate import LOG_WEIGHT_FLOOR, RMS_EPS, AnalyticGate, load_gate, prefix_mean
+from adapters.gate import LOG_WEIGHT_FLOOR, RIVAL_MARGIN, RMS_EPS, AnalyticGate, load_gate, prefix_mean
 from tests.adapters.bank.factory import BASE, CREATED
 
 WIDTH = 8
@@ -71,6 +71,7 @@ def joint_probabilities(gate: AnalyticGate, tasks: list[Tensor], x: Tensor) -> T
     cosine = torch.stack(
         [torch.cosine_similarity((x - origin) @ whitener, ((m - origin) @ whitener)[None]) for m in means], dim=-1
     )
+    scores = scores.masked_fill(cosine < cosine.amax(-1, keepdim=True) - RIVAL_MARGIN, -torch.inf)
     known = torch.sigmoid((cosine.amax(-1, keepdim=True) - float(gate.threshold)) * float(gate.sharpness))
     return torch.cat([torch.softmax(scores / float(gate.temperature), -1) * known, 1 - known], dim=-1).float()
 
@@ -115,7 +116,8 @@ def test_probabilities_sum_to_one(num_tasks: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_decide_keeps_the_likeliest_tasks_and_only_they_share(keep: int) -> None:
+def test_decide_keeps_the_likeliest_tasks_and_only_they_share(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.gate.RIVAL_MARGIN", 3.0)  # every task a rival, so that there are `keep` to keep
     tasks = task_samples(3, seed=5)
     gate = fit(empty_gate(keep=keep, temperature=60.0, threshold=0.0), tasks)
     x = queries(tasks)
@@ -132,6 +134,21 @@ def test_decide_keeps_the_likeliest_tasks_and_only_they_share(keep: int) -> None
         torch.testing.assert_close(row, torch.tensor(wanted))
         assert int((row > 0).sum()) == keep
     assert 0 < num_known < len(x), "the queries must show both cases"
+
+
+def test_a_later_task_cannot_claim_tokens_that_are_clearly_an_older_ones() -> None:
+    """The discriminants' pooled scatter changes with every task; where the cosines are clear it has no say."""
+    num_clear = 0
+    for seed in range(20):
+        old, new = task_samples(2, seed)
+        alone, both = fit(empty_gate(), [old]), fit(empty_gate(), [old, new])
+        x = queries([old, new])
+        similarity = both.similarity(x)
+        clear = similarity[:, 0] > similarity[:, 1] + RIVAL_MARGIN + 1e-4
+        num_clear += int(clear.sum())
+        torch.testing.assert_close(both.decide(x)[clear, :1], alone.decide(x)[clear], atol=0, rtol=0)
+        assert not both.decide(x)[clear, 1].any()
+    assert num_clear > 100
 
 
 def test_keeping_one_is_one_hot_to_the_bit() -> None:
