@@ -126,12 +126,6 @@ def test_learning_in_two_calls_writes_the_same_bytes(bank_dir: Path, model: str,
     assert objects(path) == objects(bank_dir)
 
 
-def test_another_seed_gives_another_expert(bank_dir: Path, model: str, tmp_path: Path) -> None:
-    other = SETTINGS.model_copy(update={"seed": 1})
-    manifest = learn_tasks(tmp_path / "bank", model, {"colours": TRAIN["colours"]}, TEST, other)
-    assert manifest.experts[0].object != Bank.open(bank_dir).manifest(1).experts[0].object
-
-
 def test_evaluating_the_bank_reproduces_the_stored_metrics(bank_dir: Path, model: str) -> None:
     manifest, scores = evaluate_bank(bank_dir, model, TEST, None, "bfloat16")
     assert tuple(round(scores[task.name].accuracy, 2) for task in manifest.tasks) == manifest.accuracy_matrix[-1]
@@ -274,6 +268,17 @@ def test_scoring_blocks_leaves_the_base_weights_and_their_gradients_alone(learne
     grids = {(1, "v_proj"): (2, 4), (1, "o_proj"): (4, 4), (1, "down_proj"): (4, 8)}
     total = 3 * sum(rows * columns for rows, columns in grids.values())
     assert sum(len(found) for found in blocks.values()) == int(0.3 * total)
+
+
+def test_a_new_expert_starts_where_its_seed_says(learner: Learner) -> None:
+    blocks = {(1, "v_proj"): torch.tensor([[0, 1], [1, 2]], dtype=torch.int32)}
+    starts = [
+        trainer.new_expert(learner.model, blocks, QUICK.model_copy(update={"seed": seed}))[1, "v_proj"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(starts[0].a, starts[1].a)
+    assert not torch.equal(starts[0].a, starts[2].a)
+    assert all(not start.dense().any() for start in starts)
 
 
 # The command line.
