@@ -1,8 +1,9 @@
 """The ASGI app: our routes and nothing else; an unknown path, method or failure gets an error in OpenAI's shape."""
 
-import logging
+import asyncio
 
 from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import health, metrics, openai
 from .errors import ApiError, as_api_error, internal_error
 from .service import Service
-
-logger = logging.getLogger("seta.server")
 
 
 def build_app(service: Service) -> FastAPI:
@@ -22,7 +21,7 @@ def build_app(service: Service) -> FastAPI:
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
-    app.add_middleware(LastResort)
+    app.add_middleware(LastResort, service=service)
     return app
 
 
@@ -31,22 +30,39 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 
 class LastResort:
-    """Outermost: an exception nobody expected becomes a 500 in our shape, and a line in the log without its text."""
+    """Outermost: whatever ends a request early, the client is told in our shape.
 
-    def __init__(self, app: ASGIApp) -> None:
+    An exception nobody expected becomes a 500, and a line in the log without its text. A request that is cut off
+    because the server stops gets a 503, or, where its stream has begun, an error as the last event.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
+        self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_started = False
+        start: Message | None = None
 
         async def watched_send(message: Message) -> None:
-            nonlocal is_started
-            is_started = is_started or message["type"] == "http.response.start"
+            nonlocal start
+            start = message if message["type"] == "http.response.start" else start
             await send(message)
 
         try:
             await self.app(scope, receive, watched_send)
         except Exception as error:
-            failure = internal_error(error)
-            if scope["type"] == "http" and not is_started:
-                await failure.response()(scope, receive, send)
+            await _finish(internal_error(error), start, scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.service.is_stopping:
+                raise
+            await _finish(ApiError(503, "The server is stopping", code="stopping"), start, scope, receive, send)
+
+
+async def _finish(error: ApiError, start: Message | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the error, or end the answer that has begun: a stream of events can still carry it."""
+    if scope["type"] != "http":
+        return
+    if start is None:
+        await error.response()(scope, receive, send)
+    elif Headers(raw=start["headers"]).get("content-type", "").startswith("text/event-stream"):
+        await send({"type": "http.response.body", "body": error.event().encode(), "more_body": False})

@@ -6,6 +6,7 @@ terminal, theirs are held back. If loading fails, `cause()` finds the exception 
 one sentence; once the server is ready their lines (warnings and errors) go to stderr as they come.
 """
 
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,16 @@ from typing import TextIO
 _EXCEPTION = re.compile(r"(?:^|[\]\s])(?:(?:[a-z_]\w*\.)+([A-Z]\w*)|([A-Z]\w*(?:Error|Exception))): (.+)$")
 _SECONDARY = re.compile(r"root cause|stack trace|initialization failed|EngineCore encountered", re.IGNORECASE)
 _KEPT_LINES = 2000
+
+
+# vLLM logs a traceback for every error of a client, and one needless warning for the first request with an adapter.
+_CHATTY = ("vllm.entrypoints", "vllm.renderers", "vllm.v1.engine.input_processor")
+
+
+def hush_vllm() -> None:
+    """No log lines about single requests. Call after vLLM is imported: that sets its loggers' levels anew."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Console:
@@ -36,6 +47,11 @@ class Console:
 
     def warn(self, line: str) -> None:
         print(f"seta: {line}", file=self.err, flush=True)
+
+    def hold(self) -> None:
+        """Hold their lines back again: how the engine's processes end is of no interest to anybody."""
+        with self._lock:
+            self._is_held = True
 
     def restore(self) -> None:
         """Give the two streams back; the pipe ends when the last child process does."""

@@ -8,6 +8,7 @@ exception's type and place, never its text, which may hold a prompt.
 """
 
 import http
+import json
 import logging
 import re
 import traceback
@@ -51,6 +52,10 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def event(self) -> str:
+        """The error as an event of a stream."""
+        return f"data: {json.dumps(self.body())}\n\n"
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)

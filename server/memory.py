@@ -3,12 +3,12 @@
 from pathlib import Path
 
 GIB = 1 << 30
-_SHARE = 0.25  # the rest is for the weights, the activations and everybody else on the machine
-_LEAST_GIB, _MOST_GIB = 0.5, 16.0
+_SHARE = 1 / 8  # vLLM touches all of it at the start; weights, activations and other programs need room too
+_LEAST_GIB, _MOST_GIB = 0.5, 4.0
 
 
 def default_kv_cache_gib(available_bytes: int) -> float:
-    """A quarter of the available memory, between 0.5 and 16 GiB."""
+    """An eighth of the available memory, between 0.5 and 4 GiB."""
     return round(min(max(available_bytes * _SHARE / GIB, _LEAST_GIB), _MOST_GIB), 2)
 
 

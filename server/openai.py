@@ -6,7 +6,6 @@ the answer goes out, whole or as a stream of events, with the generation in the 
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -125,7 +124,7 @@ async def _events(first: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[
         yield first
         async for event in rest:
             info = _error_of(event)
-            yield event if info is None else f"data: {json.dumps(from_vllm(info).body())}\n\n"
+            yield event if info is None else from_vllm(info).event()
     finally:
         await rest.aclose()
 

@@ -19,7 +19,7 @@ import uvicorn
 from . import environment, preflight
 from .app import build_app
 from .config import ServeConfig, ServeError
-from .console import Console
+from .console import Console, hush_vllm
 from .generations import Generations
 from .metrics import ExpertTokens
 from .preflight import Plan
@@ -103,6 +103,7 @@ class Process:
                 loading.result()
                 await self._until_end(ending)
             self._console.say("stopping")
+            self._console.hold()
         finally:
             ending.cancel()
             await self._abandon(loading)
@@ -113,6 +114,8 @@ class Process:
 
         config, plan = self._service.config, self._plan
         await asyncio.to_thread(check_parsers, config)
+        if config.log_level != "debug":
+            hush_vllm()
         try:
             engine = await asyncio.to_thread(start_engine, config, plan)
         except RuntimeError as error:
@@ -194,9 +197,6 @@ def _log_to(console: Console, config: ServeConfig) -> None:
         log.handlers = [handler]
         log.propagate = False
         log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
-    if config.log_level != "debug":  # vLLM logs a traceback for a client's error, which the client is told anyway
-        for name in ("vllm.entrypoints", "vllm.renderers"):
-            logging.getLogger(name).setLevel("CRITICAL")
 
 
 def _reason(error: Exception) -> str:

@@ -93,7 +93,7 @@ def test_a_fault_of_ours_says_nothing(message: str) -> None:
 def test_an_exception_of_ours_is_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "seta.server"):
         try:
-            {}["a private thing"]
+            raise KeyError("a private thing")
         except KeyError as raised:
             error = as_api_error(raised)
     assert (error.status, error.message) == (500, "The server failed to answer this request; its log says why")

@@ -5,8 +5,8 @@ import pytest
 from server.memory import GIB, available_bytes, default_kv_cache_gib
 
 
-@pytest.mark.parametrize(("available_gib", "kv_gib"), [(1, 0.5), (4, 1.0), (22, 5.5), (1000, 16.0)])
-def test_kv_cache_is_a_bounded_quarter(available_gib: int, kv_gib: float) -> None:
+@pytest.mark.parametrize(("available_gib", "kv_gib"), [(1, 0.5), (8, 1.0), (22, 2.75), (1000, 4.0)])
+def test_kv_cache_is_a_bounded_share(available_gib: int, kv_gib: float) -> None:
     assert default_kv_cache_gib(available_gib * GIB) == kv_gib
 
 

@@ -1,0 +1,90 @@
+"""How a server process ends: at any moment, with one sentence if something is wrong, and with nothing left behind."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests.server.process import (
+    REPO,
+    ServerProcess,
+    free_port,
+    serve_command,
+    start_server,
+    status_of,
+    stop_server,
+    wait_until_ready,
+)
+from tests.server.requests import ask
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def start(model_dir: Path, demo_bank: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a server; whatever the test does to it, no process survives the test."""
+    started: list[ServerProcess] = []
+
+    def start(*options: str) -> ServerProcess:
+        started.append(start_server(model_dir, demo_bank, tmp_path / "log", *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            for process in [*server.root.children(recursive=True), server.root]:
+                process.kill()
+
+
+def wait_for(url: str, status: int | None, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while (found := status_of(url)) != status:
+        assert time.monotonic() < deadline, f"{url} answers {found}, not {status}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading(start: Start, number: signal.Signals) -> None:
+    server = start()
+    wait_for(f"{server.url}/health", 200)
+    assert status_of(f"{server.url}/ready") == 503
+    stop_server(server, number)
+    assert server.printed().splitlines()[-1] == "seta: stopping"
+
+
+def test_a_running_stream_is_told_that_the_server_stops(start: Start) -> None:
+    server = start("--shutdown-seconds", "1")
+    wait_until_ready(server)
+    body = ask("Count to a thousand.", max_tokens=1800, ignore_eos=True, stream=True)
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
+        lines = (line for line in response.iter_lines() if line)
+        assert next(lines).startswith('data: {"id"')
+        stop_server(server)
+        assert list(lines)[-1].startswith('data: {"error": {"message": "The server is stopping"')
+    assert "Traceback" not in server.printed()
+
+
+def test_a_dead_engine_ends_the_server(start: Start) -> None:
+    server = start()
+    wait_until_ready(server)
+    descendants = server.root.children(recursive=True)
+    next(process for process in descendants if "EngineCore" in " ".join(process.cmdline())).kill()
+    wait_for(f"{server.url}/ready", 503, seconds=5)
+    assert httpx.get(f"{server.url}/v1/models").json()["error"]["code"] == "engine_dead"
+    assert server.process.wait(60) == 1
+    _, left = psutil.wait_procs(descendants, timeout=5)
+    assert not left
+    assert server.printed().splitlines()[-1].startswith("seta: the engine stopped")
+
+
+def test_an_engine_that_does_not_start_is_one_sentence(model_dir: Path, demo_bank: Path) -> None:
+    command = [*serve_command(model_dir, demo_bank, free_port()), "--kv-cache-gib", "0.001"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("seta: the engine did not start: ValueError: ") and "KV cache" in line
