@@ -18,11 +18,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
 Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="What the base model computes in.")]
 ModelRef = Annotated[str, typer.Option("--model", help="The base model: a local directory or a hub id.")]
-TestFile = Annotated[
-    Path | None,
+TestFiles = Annotated[
+    list[Path] | None,
     typer.Option(
         "--test",
-        help="Held-out examples, of the new and the earlier tasks; without it a tenth of each new task is kept back.",
+        help="Held-out examples, of the new and the earlier tasks; may be repeated. "
+        "Without it a tenth of each new task is kept back.",
     ),
 ]
 
@@ -32,10 +33,12 @@ def learn(
     bank: BankDir,
     model: ModelRef,
     task: Annotated[
-        Path,
-        typer.Option(help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order.'),
+        list[Path],
+        typer.Option(
+            help='JSON lines: {"task", "prompt" | "messages", "answer"}; the tasks are learned in order. May be repeated.'
+        ),
     ],
-    test: TestFile = None,
+    test: TestFiles = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = DEFAULT.learning_rate,
@@ -76,7 +79,7 @@ def learn(
             dtype=dtype,
             **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
         )
-        manifest = learn_tasks(bank, model, read_tasks(task), read_tasks(test) if test else {}, settings)
+        manifest = learn_tasks(bank, model, read_tasks(*task), read_tasks(*test or ()), settings)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
 
 
@@ -84,7 +87,7 @@ def learn(
 def evaluate(
     bank: BankDir,
     model: ModelRef,
-    test: Annotated[Path, typer.Option(help="Held-out examples of the bank's tasks.")],
+    test: Annotated[list[Path], typer.Option(help="Held-out examples of the bank's tasks; may be repeated.")],
     generation: Annotated[int | None, typer.Option(help="Default: the current one.")] = None,
     dtype: Dtype = DEFAULT.dtype,
 ) -> None:
@@ -93,7 +96,7 @@ def evaluate(
         from adapters.data import read_tasks
         from adapters.evaluate_bank import evaluate_bank
 
-        manifest, scores = evaluate_bank(bank, model, read_tasks(test), generation, dtype)
+        manifest, scores = evaluate_bank(bank, model, read_tasks(*test), generation, dtype)
         from rich.table import Table
 
         from adapters.progress import stdout

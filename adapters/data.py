@@ -71,11 +71,12 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
-def read_tasks(path: Path) -> dict[str, list[Example]]:
-    """Group a file's examples by task, in the order in which the tasks first appear."""
+def read_tasks(*paths: Path) -> dict[str, list[Example]]:
+    """Group the files' examples by task, in the order in which the tasks first appear."""
     tasks: dict[str, list[Example]] = {}
-    for example in read_examples(path):
-        tasks.setdefault(example.task, []).append(example)
+    for path in paths:
+        for example in read_examples(path):
+            tasks.setdefault(example.task, []).append(example)
     return tasks
 
 
