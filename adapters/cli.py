@@ -35,7 +35,7 @@ def learn(
     task: Annotated[
         list[Path],
         typer.Option(
-            help='JSON lines: {"task", "prompt" | "messages", "answer"}; the tasks are learned in order. May be repeated.'
+            help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order. Repeatable.'
         ),
     ],
     test: TestFiles = None,
