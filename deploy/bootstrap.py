@@ -149,13 +149,15 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def raise_on_signals() -> None:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does: what was started is ended too."""
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: what was started is ended too. `nohup` is respected."""
 
     def on_signal(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    signal.signal(signal.SIGINT, on_signal)  # a shell script's background jobs start with it ignored
+    signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, on_signal)
 
 
 def run(work: Callable[[], int]) -> int:

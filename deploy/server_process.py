@@ -12,7 +12,7 @@ from typing import Sequence
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
 # Signal, whether to the whole group, seconds to wait: the server ends its own workers when asked politely.
-ESCALATION = ((signal.SIGINT, False, 15.0), (signal.SIGTERM, True, 5.0), (signal.SIGKILL, True, 5.0))
+ESCALATION = ((signal.SIGINT, False, 20.0), (signal.SIGTERM, True, 5.0), (signal.SIGKILL, True, 5.0))
 
 
 def start(command: Sequence[str], directory: Path) -> "subprocess.Popen[bytes]":

