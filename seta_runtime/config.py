@@ -36,13 +36,20 @@ class RuntimeConfig(BaseModel):
 
     @staticmethod
     def check_engine(vllm_config: Any) -> None:
-        """Raises UnsupportedEngine for what is not built yet: the gate would have to travel between ranks."""
+        """Raises UnsupportedEngine for what is not built yet: several ranks, and graphs that are recorded once."""
         parallel = vllm_config.parallel_config
         for what, size in (("pipeline", parallel.pipeline_parallel_size), ("tensor", parallel.tensor_parallel_size)):
             if size > 1:
                 raise UnsupportedEngine(
                     f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; "
                     f"start with {what}_parallel_size 1"
+                )
+        compilation = vllm_config.compilation_config
+        for what, mode in (("compilation", compilation.mode), ("CUDA graphs", compilation.cudagraph_mode)):
+            if mode is not None and mode.name != "NONE":
+                raise UnsupportedEngine(
+                    f"{what} {mode.name} found, expected NONE: tokens are grouped in Python at every step; "
+                    "start with enforce_eager"
                 )
 
 

@@ -54,11 +54,31 @@ def test_an_engine_without_the_section_does_not_want_it(extra: object) -> None:
     assert not RuntimeConfig.is_wanted(SimpleNamespace(additional_config=extra))
 
 
-@pytest.mark.parametrize("what", ["pipeline", "tensor"])
-def test_several_ranks_are_refused(what: str) -> None:
-    sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, f"{what}_parallel_size": 2}
-    with pytest.raises(UnsupportedEngine, match=f"{what} parallelism of 2 found, expected 1.*start with"):
-        RuntimeConfig.check_engine(SimpleNamespace(parallel_config=SimpleNamespace(**sizes)))
+def engine_config(**changes: object) -> SimpleNamespace:
+    parallel = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1}
+    compilation = {"mode": SimpleNamespace(name="NONE"), "cudagraph_mode": None}
+    parts = {"parallel_config": parallel, "compilation_config": compilation}
+    return SimpleNamespace(
+        **{
+            part: SimpleNamespace(**{key: changes.get(key, value) for key, value in of.items()})
+            for part, of in parts.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism of 2 found, expected 1.*start with"),
+        ({"tensor_parallel_size": 4}, "tensor parallelism of 4 found, expected 1.*start with"),
+        ({"mode": SimpleNamespace(name="VLLM_COMPILE")}, "compilation VLLM_COMPILE found.*start with enforce_eager"),
+        ({"cudagraph_mode": SimpleNamespace(name="FULL")}, "CUDA graphs FULL found.*start with enforce_eager"),
+    ],
+)
+def test_engines_that_cannot_route_are_refused(change: dict[str, object], message: str) -> None:
+    RuntimeConfig.check_engine(engine_config())
+    with pytest.raises(UnsupportedEngine, match=message):
+        RuntimeConfig.check_engine(engine_config(**change))
 
 
 @pytest.mark.parametrize(
