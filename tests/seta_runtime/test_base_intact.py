@@ -1,4 +1,4 @@
-"""The base model is intact: general prompts are answered as without experts, and base requests as without the plugin."""
+"""The base model is intact: general prompts are answered as without experts, base requests as without the plugin."""
 
 from __future__ import annotations
 
