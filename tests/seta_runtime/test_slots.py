@@ -143,3 +143,13 @@ def test_stats_count_routed_and_base_tokens(engine: Engine, prompts: list[list[i
     for by in ("tokens_by_task", "tokens_by_expert"):
         new = sum(after[by].values()) - sum(before[by].values())
         assert new == after["routed_tokens"] - before["routed_tokens"] > 0
+
+
+def test_a_removed_generation_is_let_go(engine: Engine, prompts: list[list[int]]) -> None:
+    """Its tensors are freed with it: the slot holds nothing."""
+    engine.generate(prompts[:1], 1, MAX_TOKENS)
+    slots = engine.runner.lora_manager._adapter_manager.state.slots
+    assert sorted(held.generation + 1 for held in slots if held is not None) == resident(engine)
+    engine.llm.llm_engine.remove_lora(2)
+    assert 2 not in resident(engine)
+    assert sorted(held.generation + 1 for held in slots if held is not None) == resident(engine)
