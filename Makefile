@@ -1,5 +1,7 @@
 # Every target sets up what it needs first; what is set up already costs nothing.
 PORT ?= 8000
+# The first start of the engine compiles its thousands of modules; without their byte code every start would.
+unexport PYTHONDONTWRITEBYTECODE
 PY := .venv/bin/python
 MODEL := build/models/SmolLM2-135M-Instruct
 DEMO_TASKS := smart_home licences icd10 foods

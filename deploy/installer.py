@@ -4,7 +4,7 @@ import re
 import subprocess
 import threading
 from pathlib import Path
-from typing import Callable, List, Sequence
+from typing import Callable, List, Sequence, Tuple
 
 from deploy.preflight import SetupError
 
@@ -29,10 +29,16 @@ class PipFailed(SetupError):
 
 
 def pip(python: Path, arguments: Sequence[str], log: Path, tick: Callable[[str], None]) -> None:
-    """Run `python -m pip ...`, append its output to `log`, say what it is at. Raises: PipFailed, KeyboardInterrupt."""
-    command = [str(python), "-m", "pip", *arguments]
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Run `python -m pip ...`. Raises: PipFailed, KeyboardInterrupt."""
     site = site_packages(python)
+    code, output = run([str(python), "-m", "pip", *arguments], log, lambda lines: tick(activity(lines, site)))
+    if code != 0:
+        raise PipFailed(reason(output, log), output)
+
+
+def run(command: Sequence[str], log: Path, look: Callable[[Sequence[str]], None]) -> Tuple[int, str]:
+    """Run the command, append its output to `log`, `look` at the lines so far again and again: (exit code, output)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
     )
@@ -42,14 +48,12 @@ def pip(python: Path, arguments: Sequence[str], log: Path, tick: Callable[[str],
     try:
         while reader.is_alive():
             reader.join(TICK_SECONDS)
-            tick(activity(lines, site))
+            look(lines)
     except BaseException:
         process.terminate()
         process.wait()
         raise
-    if process.wait() != 0:
-        output = "".join(lines)
-        raise PipFailed(reason(output, log), output)
+    return process.wait(), "".join(lines)
 
 
 def activity(lines: Sequence[str], site: Path) -> str:
