@@ -25,7 +25,7 @@ RUN pip install '.[cuda]'
 FROM base AS cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY --from=cpu-install /usr/local /usr/local
-USER seta
+USER 10001
 WORKDIR /home/seta
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
@@ -37,7 +37,7 @@ FROM base AS cuda
 # Triton compiles its kernels' launchers on first use.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=cuda-install /usr/local /usr/local
-USER seta
+USER 10001
 WORKDIR /home/seta
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
