@@ -41,7 +41,7 @@ class ServeConfig(BaseModel):
     max_num_seqs: Annotated[int | None, Field(ge=1, description="Sequences in one batch at most.")] = None
     max_num_batched_tokens: Annotated[int | None, Field(ge=1, description="Tokens in one step at most.")] = None
     enable_prefix_caching: Annotated[bool, Field(description="Reuse the KV cache of equal prompt starts.")] = True
-    enforce_eager: Annotated[bool | None, Field(description="Do not compile; the default on a CPU.")] = None
+    enforce_eager: Annotated[bool, Field(description="Do not compile; the routed layer needs it so far.")] = True
     tensor_parallel_size: Annotated[int, Field(ge=1, description="Workers that share each layer.")] = 1
     pipeline_parallel_size: Annotated[int, Field(ge=1, description="Only 1 is supported.")] = 1
     gpu_memory_utilization: Annotated[float | None, Field(gt=0, le=1, description="Share of the GPU's memory.")] = None

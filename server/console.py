@@ -25,7 +25,7 @@ _CHATTY = ("vllm.entrypoints", "vllm.renderers", "vllm.v1.engine.input_processor
 
 
 def hush_vllm() -> None:
-    """No log lines about single requests. Call after vLLM is imported: that sets its loggers' levels anew."""
+    """No log lines about single requests. Call once the engine is up: vLLM sets its loggers' levels until then."""
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from seta_runtime.config import RuntimeConfig, UnsupportedEngine
+from seta_runtime.engine_args import seta_engine_args
+
 from . import environment
 from .config import ServeConfig, ServeError
 from .memory import GIB, available_bytes, default_kv_cache_gib
@@ -47,10 +50,11 @@ def start_engine(config: ServeConfig, plan: Plan) -> "AsyncLLM":
         environment.disable_compiler()
     try:
         vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        RuntimeConfig.check_engine(vllm_config)
     except ValidationError as error:
         raise ServeError(f"vLLM refuses the configuration: {_first_message(error)}") from error
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise ServeError(f"vLLM refuses the configuration: {_first_line(error)}") from error
+    except (UnsupportedEngine, ValueError, NotImplementedError, OSError) as error:
+        raise ServeError(f"the engine cannot run like this: {_first_line(error)}") from error
     return AsyncLLM.from_vllm_config(vllm_config, usage_context=UsageContext.OPENAI_API_SERVER)
 
 
@@ -59,7 +63,7 @@ def engine_args(config: ServeConfig, plan: Plan) -> "AsyncEngineArgs":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    runtime = _runtime_args(config, plan)
+    runtime = seta_engine_args(plan.manifest, plan.bank.root, config.max_generations)
     ours: dict[str, Any] = {name: value for name in _OPTIONAL if (value := getattr(config, name)) is not None}
     ours |= {
         "model": str(plan.model_dir),
@@ -68,17 +72,11 @@ def engine_args(config: ServeConfig, plan: Plan) -> "AsyncEngineArgs":
         "dtype": config.dtype,
         "enable_prefix_caching": config.enable_prefix_caching,
         "tensor_parallel_size": config.tensor_parallel_size,
-        "enforce_eager": current_platform.is_cpu() if config.enforce_eager is None else config.enforce_eager,
+        "enforce_eager": config.enforce_eager,
     }
     if (kv_cache_gib := _kv_cache_gib(config, current_platform.is_cpu())) is not None:
         ours["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
     return AsyncEngineArgs(**(ours | parse_engine_args(config.engine_arg, reserved=set(runtime)) | runtime))
-
-
-def _runtime_args(config: ServeConfig, plan: Plan) -> dict[str, Any]:
-    from seta_runtime.engine_args import seta_engine_args
-
-    return seta_engine_args(plan.manifest, plan.bank.root, config.max_generations)
 
 
 def _kv_cache_gib(config: ServeConfig, is_cpu: bool) -> float | None:

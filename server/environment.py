@@ -11,6 +11,7 @@ from .config import ServeConfig, ServeError
 _DEFAULTS = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit our threads and listening socket
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_MAX_N_SEQUENCES": "128",  # OpenAI's own bound on `n`; vLLM's is 16384
     "VLLM_LOGGING_COLOR": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }

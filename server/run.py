@@ -114,13 +114,15 @@ class Process:
 
         config, plan = self._service.config, self._plan
         await asyncio.to_thread(check_parsers, config)
-        if config.log_level != "debug":
-            hush_vllm()
         try:
             engine = await asyncio.to_thread(start_engine, config, plan)
-        except RuntimeError as error:
-            raise ServeError(f"the engine did not start: {self._console.cause() or error}") from error
+        except ServeError:
+            raise
+        except Exception as error:  # vLLM raises all kinds; the reason is in its processes' output
+            raise ServeError(_no_start(self._console.cause() or str(error))) from error
         self._console.say(f"  engine up after {self._seconds:.1f} s")
+        if config.log_level != "debug":
+            hush_vllm()
         handlers = build_handlers(engine, config)
         table = handlers.models.lora_requests
         generations = Generations(config.name, config.base_name, plan.bank, engine.add_lora, table)
@@ -155,9 +157,9 @@ class Process:
         loading.exception()  # seen: the caller raises it, or it was we who ended the engine
 
     def _stop_engine(self) -> None:
-        if self._service.serving is not None:
-            self._service.serving.engine.shutdown()
         end_engine_processes()
+        if self._service.serving is not None:
+            self._service.serving.engine.shutdown()  # at once: it would have waited for its processes, no longer
 
     def _on_signal(self) -> None:
         if self._end.is_set():
@@ -171,8 +173,11 @@ class Process:
         host = f"[{config.host}]" if ":" in config.host else config.host
         if config.host not in _LOOPBACK:
             self._console.warn(f"listening on {config.host}: anyone who can reach it may use it, there is no key")
-        names = ", ".join(serving.generations.names)
-        self._console.say(f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1 with {names}")
+        name, *others = serving.generations.names
+        self._console.say(
+            f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1: "
+            f"{name} is generation {serving.generations.current}; also {', '.join(others)}"
+        )
 
     @property
     def _seconds(self) -> float:
@@ -197,6 +202,11 @@ def _log_to(console: Console, config: ServeConfig) -> None:
         log.handlers = [handler]
         log.propagate = False
         log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
+
+
+def _no_start(cause: str) -> str:
+    hint = "; give it more with --kv-cache-gib, or lower --max-model-len" if "cache" in cause else ""
+    return f"the engine did not start: {cause}{hint}"
 
 
 def _reason(error: Exception) -> str:

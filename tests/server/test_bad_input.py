@@ -58,6 +58,7 @@ BAD = {
     "infinite temperature": Bad(b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', "finite"),
     "top_p": Bad(chat(top_p=2), "top_p must be in (0, 1]", "top_p"),
     "max_tokens": Bad(chat(max_tokens=-5), "at least 1", "max_tokens"),
+    "n": Bad(chat(n=129, temperature=1), "n must be at most 128"),
     "token id": Bad(chat(logit_bias={"99999999": 1}), "out-of-vocab", "logit_bias"),
     "grammar": Bad(chat(structured_outputs={"regex": "((("}), "Grammar error"),
     "template": Bad(chat(chat_template="{{ 1 }}"), "template"),

@@ -1,5 +1,6 @@
 """How a server process ends: at any moment, with one sentence if something is wrong, and with nothing left behind."""
 
+import re
 import signal
 import subprocess
 import time
@@ -82,9 +83,21 @@ def test_a_dead_engine_ends_the_server(start: Start) -> None:
     assert server.printed().splitlines()[-1].startswith("seta: the engine stopped")
 
 
-def test_an_engine_that_does_not_start_is_one_sentence(model_dir: Path, demo_bank: Path) -> None:
-    command = [*serve_command(model_dir, demo_bank, free_port()), "--kv-cache-gib", "0.001"]
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--kv-cache-gib", "0.001", r"the engine did not start: ValueError: .* --kv-cache-gib"),
+        ("--max-model-len", "1000000", r"vLLM refuses the configuration: .*max_model_len"),
+        ("--tensor-parallel-size", "3", r"the engine cannot run like this: tensor parallelism of 3 found, expected 1"),
+        ("--engine-arg", "max_lgprobs=5", r"--engine-arg max_lgprobs: .* did you mean max_logprobs\?"),
+        ("--tool-call-parser", "nobodys", r"--tool-call-parser: there is no 'nobodys'; choose one of .*hermes"),
+    ],
+)
+def test_an_engine_that_cannot_start_is_one_sentence(
+    model_dir: Path, demo_bank: Path, option: str, value: str, says: str
+) -> None:
+    command = [*serve_command(model_dir, demo_bank, free_port()), option, value]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("seta: the engine did not start: ValueError: ") and "KV cache" in line
+    assert re.match(f"seta: {says}", line)
