@@ -4,7 +4,7 @@ import contextlib
 
 import psutil  # type: ignore[import-untyped]
 
-_TERM_SECONDS = 3.0
+_TERM_SECONDS = 2.0
 
 
 def engine_processes() -> list[psutil.Process]:

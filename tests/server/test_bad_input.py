@@ -125,8 +125,10 @@ def test_the_error_of_a_bound_request_names_its_generation(http: httpx.Client, c
     assert post(http, temperature=-1).headers[HEADER] == str(current)
 
 
-def test_no_prompt_is_in_the_log(http: httpx.Client, server_process: ServerProcess) -> None:
+def test_neither_prompts_nor_clients_mistakes_are_in_the_log(http: httpx.Client, server_process: ServerProcess) -> None:
     answer_of(http.post("/v1/chat/completions", json=chat()))
     for bad in BAD.values():
         send(http, bad)
-    assert MARKER not in server_process.printed()
+    printed = server_process.printed()
+    assert MARKER not in printed
+    assert "Traceback" not in printed, "a client's mistake is no event for the log"
