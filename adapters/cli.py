@@ -17,7 +17,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 
 BankDir = Annotated[Path, typer.Option("--bank", help="The expert bank; made if it does not exist.")]
 Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="What the base model computes in.")]
-ModelRef = Annotated[str, typer.Option("--model", help="The base model: a local directory or a hub id.")]
+ModelRef = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The base model: a local directory or a hub id. Default: the one the bank was last learned with.",
+    ),
+]
 TestFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -31,13 +37,13 @@ TestFiles = Annotated[
 @app.command()
 def learn(
     bank: BankDir,
-    model: ModelRef,
     task: Annotated[
         list[Path],
         typer.Option(
             help='JSON lines: {"task", "prompt" | "messages", "answer"}; its tasks are learned in order. Repeatable.'
         ),
     ],
+    model: ModelRef = None,
     test: TestFiles = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
@@ -79,15 +85,15 @@ def learn(
             dtype=dtype,
             **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
         )
-        manifest = learn_tasks(bank, model, read_tasks(*task), read_tasks(*test or ()), settings)
+        manifest = learn_tasks(bank, model_of(bank, model), read_tasks(*task), read_tasks(*test or ()), settings)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
 
 
 @app.command()
 def evaluate(
     bank: BankDir,
-    model: ModelRef,
     test: Annotated[list[Path], typer.Option(help="Held-out examples of the bank's tasks; may be repeated.")],
+    model: ModelRef = None,
     generation: Annotated[int | None, typer.Option(help="Default: the current one.")] = None,
     dtype: Dtype = DEFAULT.dtype,
 ) -> None:
@@ -96,7 +102,7 @@ def evaluate(
         from adapters.data import read_tasks
         from adapters.evaluate_bank import evaluate_bank
 
-        manifest, scores = evaluate_bank(bank, model, read_tasks(*test), generation, dtype)
+        manifest, scores = evaluate_bank(bank, model_of(bank, model), read_tasks(*test), generation, dtype)
         from rich.table import Table
 
         from adapters.progress import stdout
@@ -106,6 +112,19 @@ def evaluate(
             table.add_row(name, str(score.num_test), f"{score.accuracy:.2f}", f"{score.routing:.2f}")
         stdout.print(table)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+
+
+def model_of(bank: Path, given: str | None) -> str:
+    """The base model to load: as given, else as the bank's current generation says. Raises DataError, BankError."""
+    from adapters.bank import Bank
+    from adapters.data import DataError
+
+    known = given
+    if known is None and bank.is_dir():
+        known = Bank.open(bank).manifest().settings.get("model")  # type: ignore[assignment]
+    if not isinstance(known, str):
+        raise DataError(f"--model is missing, and the bank {bank.name!r} does not say which base model it was made for")
+    return known
 
 
 def show_matrix(names: list[str], matrix: tuple[tuple[float, ...], ...]) -> None:

@@ -45,6 +45,7 @@ class Learner:
     gate: AnalyticGate
     manifest: Manifest
     settings: LearnSettings
+    model_name: str
     held_out: dict[str, Prepared] = field(default_factory=dict)
 
     @property
@@ -86,7 +87,7 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     settings = settings.model_copy(
         update={"trunk_layers": manifest.trunk_layers, "block_size": manifest.block_size, "targets": manifest.targets}
     )
-    return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, manifest, settings)
+    return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, manifest, settings, model)
 
 
 def _first_generation(bank: Bank, backbone: Backbone, base: BaseModelInfo, settings: LearnSettings) -> Manifest:
@@ -169,7 +170,7 @@ def publish(
             "membership": (*((*row, 0) for row in old.membership), (0,) * len(old.experts) + (1,)),
             "gate": gate,
             "accuracy_matrix": _next_matrix(old, name, scores),
-            "settings": settings.model_dump(mode="json"),
+            "settings": {**settings.model_dump(mode="json"), "model": learner.model_name},
         }
     )
     bank.publish(manifest)

@@ -91,7 +91,8 @@ def test_each_task_becomes_a_generation_of_a_whole_bank(bank_dir: Path) -> None:
     assert [(task.num_train, task.num_test) for task in manifest.tasks] == [(8, 4), (8, 4)]
     assert [expert.id for expert in manifest.experts] == ["colours.unique", "sums.unique"]
     assert manifest.membership == ((1, 0), (0, 1))
-    assert LearnSettings.model_validate(manifest.settings | {"targets": manifest.targets}) == SETTINGS
+    stored = {name: value for name, value in manifest.settings.items() if name != "model"}
+    assert LearnSettings.model_validate(stored | {"targets": manifest.targets}) == SETTINGS
 
 
 def test_what_was_learned_is_answered(bank_dir: Path) -> None:
@@ -316,9 +317,16 @@ def test_cli_learns_then_evaluates(model: str, tmp_path: Path) -> None:
     manifest = Bank.open(bank).manifest()
     assert (manifest.trunk_layers, manifest.block_size, manifest.targets) == (1, 32, ("v_proj",))
     assert manifest.settings["steps"] == 2 and manifest.settings["rank"] == 4
-    result = seta("evaluate", "--bank", bank, "--model", model, "--test", test)
+    result = seta("evaluate", "--bank", bank, "--test", test)  # the bank knows its model
     assert result.exit_code == 0, result.output
     assert f"{manifest.tasks[0].metrics['accuracy']:.2f}" in result.stdout
+
+
+def test_cli_needs_a_model_for_a_new_bank(tmp_path: Path) -> None:
+    write_tasks(tmp_path / "train.jsonl", {"colours": TRAIN["colours"]})
+    result = seta("learn", "--bank", tmp_path / "bank", "--task", tmp_path / "train.jsonl")
+    expect_one_line(result, "--model is missing")
+    assert not (tmp_path / "bank").exists()
 
 
 @pytest.mark.parametrize(
