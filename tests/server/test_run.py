@@ -89,7 +89,6 @@ def test_a_dead_engine_ends_the_server(start: Start) -> None:
         ("--kv-cache-gib", "0.001", r"the engine did not start: ValueError: .* --kv-cache-gib"),
         ("--max-model-len", "1000000", r"vLLM refuses the configuration: .*max_model_len"),
         ("--tensor-parallel-size", "3", r"the engine cannot run like this: tensor parallelism of 3 found, expected 1"),
-        ("--engine-arg", "max_lgprobs=5", r"--engine-arg max_lgprobs: .* did you mean max_logprobs\?"),
         ("--tool-call-parser", "nobodys", r"--tool-call-parser: there is no 'nobodys'; choose one of .*hermes"),
     ],
 )
