@@ -25,6 +25,7 @@ def check(config: ServeConfig) -> Plan:
     try:
         bank = Bank.open(config.bank)
         manifest = bank.manifest()
+        _read_all(bank, manifest)
     except BankError as error:
         raise ServeError(f"--bank {config.bank.name}: {error}") from error
     try:
@@ -33,6 +34,13 @@ def check(config: ServeConfig) -> Plan:
     except (BaseModelError, BankError) as error:
         raise ServeError(f"--model {config.model}: {error}") from error
     return Plan(model_dir=model_dir, bank=bank, manifest=manifest)
+
+
+def _read_all(bank: Bank, manifest: Manifest) -> None:
+    """Every object of the generation, verified: better now than after the engine has loaded. Raises: BankError."""
+    bank.load_gate(manifest)
+    for expert in manifest.experts:
+        bank.load_expert(manifest, expert.id)
 
 
 def check_installation() -> None:

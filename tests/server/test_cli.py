@@ -1,12 +1,16 @@
 """The command as a person meets it: help, and the one sentence it says when it cannot start."""
 
+import re
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from adapters.bank import Bank
 from server.config import ServeConfig
 from tests.server.process import REPO, free_port, serve_command
 
@@ -95,6 +99,71 @@ def test_a_bank_for_another_base_model(demo_bank: Path, model_dir: Path, tmp_pat
     )
     says = one_sentence(done)
     assert "was trained on base" in says and "retrain, or start with the model" in says
+
+
+def truncate_an_object(bank: Path) -> None:
+    path = next((bank / "objects/sha256").iterdir())
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove_an_object(bank: Path) -> None:
+    next((bank / "objects/sha256").iterdir()).unlink()
+
+
+def damage_an_object(bank: Path) -> None:
+    path = next((bank / "objects/sha256").iterdir())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def write_a_newer_format(bank: Path) -> None:
+    path = bank / "generations" / f"{Bank.open(bank).current():05d}.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+
+
+def lead_out_of_the_bank(bank: Path) -> None:
+    objects = bank / "objects/sha256"
+    objects.rename(bank.parent / "elsewhere")
+    objects.symlink_to(bank.parent / "elsewhere")
+
+
+def serve_no_generation(bank: Path) -> None:
+    (bank / "CURRENT").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (truncate_an_object, "bytes"),
+        (remove_an_object, "does not exist"),
+        (damage_an_object, "sha256|digest"),
+        (write_a_newer_format, "has format_version 2, this software reads up to 1"),
+        (lead_out_of_the_bank, "link"),
+        (serve_no_generation, "CURRENT does not exist"),
+    ],
+)
+def test_a_bank_that_is_not_whole(
+    demo_bank: Path, model_dir: Path, tmp_path: Path, harm: Callable[[Path], None], says: str
+) -> None:
+    bank = tmp_path / "bank"
+    only_the_current(demo_bank, bank)
+    harm(bank)
+    done = subprocess.run(
+        serve_command(model_dir, bank, free_port()), cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    sentence = one_sentence(done)
+    assert sentence.startswith("--bank bank: ") and re.search(says, sentence)
+    assert str(tmp_path) not in sentence
+
+
+def only_the_current(source: Path, bank: Path) -> None:
+    """A copy that holds no object that its current generation does not need."""
+    shutil.copytree(source, bank)
+    needed = {ref.object for ref in Bank.open(bank).manifest().refs}
+    for path in (bank / "objects/sha256").iterdir():
+        if path.stem not in needed:
+            path.unlink()
 
 
 def test_log_level_debug_shows_the_traceback(demo_bank: Path) -> None:
