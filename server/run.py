@@ -104,6 +104,7 @@ class Process:
                 await self._until_end(ending)
             self._console.say("stopping")
             self._console.hold()
+            logging.getLogger("uvicorn.error").setLevel("CRITICAL")  # those cut off are told so themselves
         finally:
             ending.cancel()
             await self._abandon(loading)

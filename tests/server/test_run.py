@@ -67,7 +67,7 @@ def test_a_running_stream_is_told_that_the_server_stops(start: Start) -> None:
         assert next(lines).startswith('data: {"id"')
         stop_server(server)
         assert list(lines)[-1].startswith('data: {"error": {"message": "The server is stopping"')
-    assert "Traceback" not in server.printed()
+    assert server.printed().splitlines()[-1] == "seta: stopping"
 
 
 def test_a_dead_engine_ends_the_server(start: Start) -> None:
