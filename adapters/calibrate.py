@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.data import read_prompts, render_chat
-from adapters.gate import LOG_WEIGHT_FLOOR, RMS_EPS, AnalyticGate, prefix_mean
+from adapters.gate import AnalyticGate, Evidence, prefix_mean, rms_normalised
 from adapters.trunk import trunk_outputs
 
 MIN_CONTENT_TOKENS = 4
@@ -52,7 +52,8 @@ def calibrate(
     """The gate of a bank without tasks; the pooling layer carries at most `kv_width = num_kv_heads x head_size`."""
     prefix, suffix = template_lengths(backbone)
     sequences = [render_chat(backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    features = [_rms_normalised(h) for h in trunk_outputs(backbone, sequences, trunk_layers, "general prompts")]
+    outputs = trunk_outputs(backbone, sequences, trunk_layers, "general prompts")
+    features = [rms_normalised(hidden) for hidden in outputs]
     content = [_content_mask(len(f), prefix, suffix) for f in features]
 
     tokens, labels = torch.cat(features), torch.cat(content)
@@ -61,9 +62,10 @@ def calibrate(
     projection = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:width].T.contiguous()
     weight, bias = _ridge(tokens, labels)
 
+    evidence = Evidence(projection, weight, bias)
     pooled = [
-        _pool(f, projection, weight, bias)[mask.cumsum(0) > MIN_CONTENT_TOKENS]
-        for f, mask in zip(features, content, strict=True)
+        prefix_mean(*evidence(hidden))[mask.cumsum(0) > MIN_CONTENT_TOKENS]
+        for hidden, mask in zip(outputs, content, strict=True)
     ]
     samples = torch.cat(pooled).double()
     mean = samples.mean(0)
@@ -99,11 +101,6 @@ def _common(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _rms_normalised(hidden: Tensor) -> Tensor:
-    x = hidden.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + RMS_EPS)
-
-
 def _content_mask(length: int, prefix: int, suffix: int) -> Tensor:
     positions = torch.arange(length)
     return ((positions >= prefix) & (positions < length - suffix)).float()
@@ -114,11 +111,6 @@ def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     gram = inputs.T @ inputs + 10 * torch.eye(inputs.shape[1], dtype=torch.float64)
     solution = torch.linalg.solve(gram, inputs.T @ y.double()).float()
     return solution[:-1].contiguous(), solution[-1:].contiguous()
-
-
-def _pool(x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    content = (x @ weight + bias).clamp(0, 1)
-    return prefix_mean(x @ projection, (1 - content) * LOG_WEIGHT_FLOOR)
 
 
 def _whitener(covariance: Tensor, ridge: float) -> Tensor:

@@ -26,6 +26,12 @@ LOG_WEIGHT_FLOOR = -8.0
 """The log-weight of a token that is surely the chat template's: it counts e^-8 of a content token."""
 
 
+def rms_normalised(hidden: Tensor) -> Tensor:
+    """`h / rms(h)` without a weight, float32: what the gate's fixed parts are made from and applied to."""
+    x = hidden.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + RMS_EPS)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Made once per base model: `projection [d, c]`, `content_weight [d]`, `content_bias [1]`."""
@@ -36,8 +42,7 @@ class Evidence:
 
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden `[..., d]` → evidence z `[..., c]` and log-weight `[...]`, both float32."""
-        x = hidden.float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + RMS_EPS)
+        x = rms_normalised(hidden)
         content = (x @ self.content_weight + self.content_bias).clamp(0, 1)
         return x @ self.projection, (1 - content) * LOG_WEIGHT_FLOOR
 

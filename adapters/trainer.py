@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,8 +104,6 @@ def new_expert(model: RoutedModel, blocks: dict[Site, Tensor], settings: LearnSe
 
 def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> tuple[float, float]:
     """AdamW on the expert's rank rows alone. Returns the mean loss of the last tenth and seconds per step."""
-    import time
-
     rng = random.Random(settings.seed)
     draw = batch_source(len(data), settings.batch_size, rng)
     parameters = [parameter for delta in expert.values() for parameter in delta.parameters()]
