@@ -123,7 +123,7 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     expert_id = f"{name}.unique"
     expert = new_expert(learner.model, blocks, settings)
     learner.model.add(expert_id, expert, [index])
-    loss, seconds_per_step = fit_expert(learner.model, expert, data, settings)
+    loss = fit_expert(learner.model, expert, data, settings)
     learner.model.round_as_stored(expert_id)
     learner.model.freeze(expert_id)
     learner.gate = gate
@@ -132,11 +132,7 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
         task: score_task(learner.model, gate, held, _index(learner, task, index), task)
         for task, held in learner.held_out.items()
     }
-    numbers = {
-        "final_loss": round(loss, 4),
-        "warm_up_steps": warm_up_steps,
-        "seconds_per_step": round(seconds_per_step, 3),
-    }
+    numbers = {"final_loss": round(loss, 4), "warm_up_steps": warm_up_steps}
     learner.manifest = publish(learner, name, len(data), expert_id, scores, numbers)
 
 

@@ -11,7 +11,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +27,6 @@ WARM_UP_STEPS = 10
 CLIP_NORM = 1.0
 
 BatchSource = Callable[[], list[int]]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What fitting reports: the last steps' mean loss, and the gradient warm-up's number of steps."""
-
-    final_loss: float
-    warm_up_steps: int
-    seconds_per_step: float
 
 
 def batch_source(count: int, batch_size: int, rng: random.Random) -> BatchSource:
@@ -102,8 +92,8 @@ def new_expert(model: RoutedModel, blocks: dict[Site, Tensor], settings: LearnSe
     return expert
 
 
-def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> tuple[float, float]:
-    """AdamW on the expert's rank rows alone. Returns the mean loss of the last tenth and seconds per step."""
+def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> float:
+    """AdamW on the expert's rank rows alone. Returns the mean loss of the last tenth of the steps."""
     rng = random.Random(settings.seed)
     draw = batch_source(len(data), settings.batch_size, rng)
     parameters = [parameter for delta in expert.values() for parameter in delta.parameters()]
@@ -126,7 +116,7 @@ def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: Lea
             recent = losses[-10:]
             steps.advance(f"loss {sum(recent) / len(recent):.3f}, {tokens / (time.monotonic() - started):.0f} tokens/s")
     tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / len(tail), (time.monotonic() - started) / settings.steps
+    return sum(tail) / len(tail)
 
 
 def late_start(data: Prepared, index: int, share: float, rng: random.Random) -> Tensor:
