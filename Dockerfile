@@ -1,7 +1,8 @@
 # Two images, neither built by CI:
 #   docker build --target cpu  -t seta:cpu .
 #   docker build --target cuda -t seta:cuda .
-#   docker run -p 8000:8000 -v /path/to/model:/model:ro -v /path/to/bank:/bank:ro seta:cpu
+#   docker run -p 8000:8000 -e SETA_API_KEYS='alice sha256:...' -v /path/to/model:/model:ro -v /path/to/bank:/bank:ro seta:cpu
+# Clients need a key: `seta keys new alice` prints one and what to put into SETA_API_KEYS (docs/security.md).
 # The bank's directory must be readable by user 10001. Give a CUDA container its GPUs: --gpus all --ipc=host.
 
 FROM python:3.11-slim-bookworm AS base

@@ -1,28 +1,47 @@
-"""The ASGI app: our routes and nothing else; an unknown path, method or failure gets an error in OpenAI's shape."""
+"""The ASGI app: our routes and nothing else, behind the guard; whatever fails gets an error in OpenAI's shape."""
 
 import asyncio
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import health, metrics, openai
+from .auth import OPEN_PATHS, Guard
+from .config import ServeConfig
 from .errors import ApiError, as_api_error, internal_error
 from .service import Service
 
 
 def build_app(service: Service) -> FastAPI:
-    """Deny by default: no docs, no schema, no redirects, only the routes included here."""
+    """Deny by default: no docs, no schema, no redirects, only the routes included here, each behind the guard."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     for part in (health, metrics, openai):
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
+    config, access = service.config, service.access
+    open_paths = OPEN_PATHS | {"/metrics"} if config.open_metrics else OPEN_PATHS
+    app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths)
+    _allow_origins(app, config)
     app.add_middleware(LastResort, service=service)
     return app
+
+
+def _allow_origins(app: FastAPI, config: ServeConfig) -> None:
+    """Let web pages of these origins in. They need a key like anybody; only the browser's question before has none."""
+    if config.allow_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allow_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-seta-generation", "retry-after"],
+        )
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -1,25 +1,35 @@
-"""Reading a request's body: bounded, JSON, an object."""
+"""Reading a request's body: bounded in bytes and in time, JSON, an object."""
 
+import asyncio
 from typing import Any, TypeVar
 
 import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from .errors import ApiError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_json_object(request: Request, max_bytes: int, seconds: float) -> dict[str, Any]:
     """The body as a JSON object.
 
-    Raises: ApiError 415 for another content type, 413 for more than `max_bytes`, 400 for anything but a JSON object.
+    Raises: ApiError 415 for another content type, 413 for more than `max_bytes`, 408 if it has not arrived after
+    `seconds`, 400 for anything but a JSON object.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiError(415, "The content type must be application/json", code="unsupported_media_type")
-    body = await _read(request, max_bytes)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _read(request, max_bytes)
+    except TimeoutError:
+        message = f"The body has not arrived after {seconds:g} s"
+        raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
+    except ClientDisconnect:
+        raise client_closed() from None
     try:
         parsed = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:  # too deep, a lone surrogate or NaN included
@@ -27,6 +37,11 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ApiError(400, "The body must be a JSON object", code="invalid_json")
     return parsed
+
+
+def client_closed() -> ApiError:
+    """What stands in the log of a proxy as 499: nobody is there to read it."""
+    return ApiError(499, "The client closed the connection", code="client_closed")
 
 
 def parse(model: type[Model], body: dict[str, Any]) -> Model:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic.fields import FieldInfo
 
+from . import keys_cli
+from .access import load_access
 from .config import ServeConfig, ServeError, build_config
 from .listen import bind
 
@@ -33,10 +35,11 @@ def _serve(**options: Any) -> None:
     status = 0
     try:
         config = build_config(**given)
+        access = load_access(config)
         with bind(config) as sock:
             from .run import serve  # imports torch
 
-            serve(config, sock)
+            serve(config, sock, access)
     except (ServeError, ImportError) as error:
         if options["log_level"] == "debug":
             raise
@@ -71,6 +74,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
+app.add_typer(keys_cli.app, name="keys")
 app.command("serve")(_with_options_of_config(_serve))
 
 

@@ -30,9 +30,37 @@ class ServeConfig(BaseModel):
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
     max_generations: Annotated[int, Field(ge=1, le=64, description="Generations held in memory at once.")] = 4
-    max_body_mib: Annotated[float, Field(gt=0, le=1024, description="Largest request body, MiB.")] = 4.0
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600, description="Time running requests get to finish.")] = 10
     log_level: Annotated[LogLevel, Field(description="debug also shows the engine's own log and tracebacks.")] = "info"
+
+    api_keys_file: Annotated[
+        Path | None, Field(description="Clients' keys, as `seta keys new` prints them; read again when it changes.")
+    ] = None
+    admin_keys_file: Annotated[Path | None, Field(description="The administrators' keys, in the same form.")] = None
+    open_metrics: Annotated[bool, Field(description="/metrics needs no key.")] = False
+    allow_origin: Annotated[
+        tuple[str, ...], Field(description="Origin whose web pages may use this server (CORS); may be repeated.")
+    ] = ()
+
+    max_body_mib: Annotated[float, Field(gt=0, le=1024, description="Largest request body, MiB.")] = 4.0
+    max_prompt_tokens: Annotated[
+        int | None, Field(ge=1, description="Longest prompt, tokens; the context length if not given.")
+    ] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, description="Longest answer, tokens; the context length if not given.")
+    ] = None
+    max_n: Annotated[int, Field(ge=1, description="Answers one request may ask for: n times its prompts.")] = 128
+    max_running: Annotated[
+        int | None,
+        Field(ge=1, description="Answers generated at once; by default what the engine batches, and a quarter."),
+    ] = None
+    max_running_per_key: Annotated[int | None, Field(ge=1, description="The same for each API key.")] = None
+    max_queued: Annotated[int, Field(ge=1, description="Requests waiting or being sent; more get a 429.")] = 1024
+    max_queued_per_key: Annotated[int, Field(ge=1, description="The same for each API key.")] = 256
+    max_connections: Annotated[int, Field(ge=1, description="Connections held open at once.")] = 4096
+    client_seconds: Annotated[
+        float, Field(gt=0, description="Patience with a client that does not send, or does not read, seconds.")
+    ] = 60.0
 
     max_model_len: Annotated[int | None, Field(ge=1, description="Context length, tokens.")] = None
     dtype: Annotated[
@@ -115,6 +143,14 @@ class ServeConfig(BaseModel):
             if not (equals and value and re.fullmatch(r"[a-z][a-z0-9_-]*", key)):
                 raise ValueError(f"{pair!r} is not KEY=VALUE, for example max_logprobs=50")
         return pairs
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin, for example https://app.example.com, nor '*'")
+        return origins
 
     @model_validator(mode="after")
     def _tools_are_complete(self) -> "ServeConfig":

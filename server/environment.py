@@ -11,7 +11,6 @@ from .config import ServeConfig, ServeError
 _DEFAULTS = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit our threads and listening socket
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_MAX_N_SEQUENCES": "128",  # OpenAI's own bound on `n`; vLLM's is 16384
     "VLLM_LOGGING_COLOR": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -19,6 +18,7 @@ _REFUSED = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",  # lets a client's model name become a path
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
     "VLLM_SERVER_DEV_MODE",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION",  # two clients' requests with one id would disturb each other
 )
 _PLUGIN = "seta"
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -31,8 +31,14 @@ def prepare(config: ServeConfig) -> None:
         raise ServeError(f"the environment sets {refused[0]}, which this server does not allow; unset it")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ["VLLM_MAX_N_SEQUENCES"] = str(config.max_n)
     os.environ["VLLM_LOGGING_LEVEL"] = "INFO" if config.log_level == "debug" else "WARNING"
     _allow_plugin()
+
+
+def take(name: str) -> str | None:
+    """A variable of ours, taken out of the environment so that no other process inherits it; None if not set."""
+    return os.environ.pop(name, None)
 
 
 def disable_compiler() -> None:

@@ -39,7 +39,8 @@ def build_handlers(engine: "AsyncLLM", config: ServeConfig) -> Handlers:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
     from vllm.entrypoints.serve.utils.fingerprint import set_default_fingerprint_mode
-    from vllm.renderers.online_renderer import OnlineRenderer
+
+    from .rendering import BoundedRenderer
 
     check_parsers(config)
     set_default_fingerprint_mode("hash")
@@ -54,25 +55,23 @@ def build_handlers(engine: "AsyncLLM", config: ServeConfig) -> Handlers:
     }
     quiet: dict[str, Any] = {"request_logger": None}  # prompts are never logged
     models = OpenAIServingModels(engine, [BaseModelPath(name=config.base_name, model_path=config.base_name)])
-    renderer = OnlineRenderer(engine.model_config, engine.renderer, **template, **tools, **quiet)
-    renderer.warmup()
-    return Handlers(
-        models=models,
-        chat=OpenAIServingChat(
-            engine,
-            models,
-            "assistant",
-            online_renderer=renderer,
-            **template,
-            **tools,
-            **quiet,
-            enable_prompt_tokens_details=True,
-        ),
-        completion=OpenAIServingCompletion(
-            engine, models, online_renderer=renderer, enable_prompt_tokens_details=True, **quiet
-        ),
-        tokenization=ServingTokenization(models, renderer, **template, **quiet),
+    renderer = BoundedRenderer(
+        engine.model_config,
+        engine.renderer,
+        **template,
+        **tools,
+        **quiet,
+        max_prompt_tokens=config.max_prompt_tokens,
     )
+    renderer.warmup()
+    details: dict[str, Any] = {"enable_prompt_tokens_details": True}
+    chat = OpenAIServingChat(
+        engine, models, "assistant", online_renderer=renderer, **template, **tools, **quiet, **details
+    )
+    completion = OpenAIServingCompletion(engine, models, online_renderer=renderer, **quiet, **details)
+    if config.max_tokens is not None:  # for requests that leave it open; `limits` refuses those that ask for more
+        chat.override_max_tokens = completion.override_max_tokens = config.max_tokens
+    return Handlers(models, chat, completion, ServingTokenization(models, renderer, **template, **quiet))
 
 
 def check_parsers(config: ServeConfig) -> None:

@@ -1,45 +1,77 @@
 """The OpenAI-compatible routes, answered by vLLM's own handlers.
 
-A request's life: the body is read and bounded; its model name is resolved, which binds the request to a generation (or
-to the base model) for good; vLLM's request model checks the fields; vLLM's handler renders, schedules and generates;
-the answer goes out, whole or as a stream of events, with the generation in the header `x-seta-generation`.
+A request's life: it is admitted, or refused at once; the body is read and bounded; its model name is resolved, which
+binds the request to a generation (or to the base model) for good; vLLM's request model and our limits check the fields;
+it waits its turn; vLLM's handler renders, schedules and generates; the answer goes out, whole or as a stream of events,
+with the generation in the header `x-seta-generation`.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from .bodies import parse, read_json_object
+from . import limits
+from .admission import Visit
+from .auth import tenant_of
+from .bodies import client_closed, parse, read_json_object
+from .config import ServeConfig
 from .errors import ApiError, as_api_error, from_vllm
 from .generations import Generations, Target
 from .service import Serving, service_of, serving_of
+from .tenants import cache_salt
 
 router = APIRouter()
 Answer = TypeVar("Answer")
-Call = Callable[[Serving, dict[str, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, read and bound to its generation."""
+
+    serving: Serving
+    config: ServeConfig
+    visit: Visit
+    target: Target
+    body: dict[str, Any]
+
+
+Call = Callable[[Asked], Awaitable[Any]]
+
+
+async def admit(request: Request) -> AsyncIterator[Visit]:
+    """One request's visit; it ends when the last byte of the answer is out, or when the client has gone."""
+    visit = serving_of(request).admission.enter(tenant_of(request))
+    try:
+        yield visit
+    finally:
+        visit.leave()
+
+
+Admitted = Annotated[Visit, Depends(admit)]
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(request: Request) -> Response:
-    return await _answer(request, _chat)
+async def chat_completions(request: Request, visit: Admitted) -> Response:
+    return await _answer(request, visit, _chat)
 
 
 @router.post("/v1/completions")
-async def completions(request: Request) -> Response:
-    return await _answer(request, _complete)
+async def completions(request: Request, visit: Admitted) -> Response:
+    return await _answer(request, visit, _complete)
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request) -> Response:
-    return await _answer(request, _tokenize)
+async def tokenize(request: Request, visit: Admitted) -> Response:
+    return await _answer(request, visit, _tokenize)
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request) -> Response:
-    return await _answer(request, _detokenize)
+async def detokenize(request: Request, visit: Admitted) -> Response:
+    return await _answer(request, visit, _detokenize)
 
 
 @router.get("/v1/models")
@@ -56,53 +88,65 @@ async def model(request: Request, name: str) -> Response:
     return JSONResponse(_card(serving, name), headers=target.headers)
 
 
-async def _answer(request: Request, call: Call) -> Response:
-    serving = serving_of(request)
-    body = await read_json_object(request, service_of(request).config.max_body_bytes)
+async def _answer(request: Request, visit: Visit, call: Call) -> Response:
+    serving, config = serving_of(request), service_of(request).config
+    body = await read_json_object(request, config.max_body_bytes, config.client_seconds)
     target = serving.generations.resolve(body.get("model"))
     try:
-        return await until_disconnect(request, _run(call, serving, body | {"model": target.model}, target))
+        asked = Asked(serving, config, visit, target, body | {"model": target.model})
+        return await until_disconnect(request, _run(call, asked))
     except Exception as error:
         failure = as_api_error(error)
         failure.headers.update(target.headers)
         raise failure from error
 
 
-async def _run(call: Call, serving: Serving, body: dict[str, Any], target: Target) -> Response:
-    result = await call(serving, body)
+async def _run(call: Call, asked: Asked) -> Response:
+    result = await call(asked)
     if isinstance(result, AsyncGenerator):
-        return await _stream(result, target)
+        return await _stream(result, asked.target)
     if hasattr(result, "error"):  # vLLM's ErrorResponse
         raise from_vllm(result.error)
-    return JSONResponse(result.model_dump(), headers=target.headers)
+    return JSONResponse(result.model_dump(), headers=asked.target.headers)
 
 
-async def _chat(serving: Serving, body: dict[str, Any]) -> Any:
+async def _chat(asked: Asked) -> Any:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    _check_messages(body)
-    return await serving.handlers.chat.create_chat_completion(parse(ChatCompletionRequest, body))
+    _check_messages(asked.body)
+    request = parse(ChatCompletionRequest, asked.body)
+    await _wait_turn(asked, request)
+    return await asked.serving.handlers.chat.create_chat_completion(request)
 
 
-async def _complete(serving: Serving, body: dict[str, Any]) -> Any:
+async def _complete(asked: Asked) -> Any:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-    return await serving.handlers.completion.create_completion(parse(CompletionRequest, body))
+    request = parse(CompletionRequest, asked.body)
+    await _wait_turn(asked, request)
+    return await asked.serving.handlers.completion.create_completion(request)
 
 
-async def _tokenize(serving: Serving, body: dict[str, Any]) -> Any:
+async def _wait_turn(asked: Asked, request: limits.Generating) -> None:
+    """What every generating request goes through between its parsing and the engine. Raises: ApiError 400."""
+    limits.check(request, asked.config)
+    request.cache_salt = cache_salt(asked.visit.tenant, request.cache_salt)
+    await asked.visit.wait_turn(limits.sequences(request))
+
+
+async def _tokenize(asked: Asked) -> Any:
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest, TokenizeCompletionRequest
 
-    if "messages" in body:
-        _check_messages(body)
-    kind = TokenizeChatRequest if "messages" in body else TokenizeCompletionRequest
-    return await serving.handlers.tokenization.create_tokenize(parse(kind, body), None)
+    if "messages" in asked.body:
+        _check_messages(asked.body)
+    kind = TokenizeChatRequest if "messages" in asked.body else TokenizeCompletionRequest
+    return await asked.serving.handlers.tokenization.create_tokenize(parse(kind, asked.body), None)
 
 
-async def _detokenize(serving: Serving, body: dict[str, Any]) -> Any:
+async def _detokenize(asked: Asked) -> Any:
     from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest
 
-    return await serving.handlers.tokenization.create_detokenize(parse(DetokenizeRequest, body), None)
+    return await asked.serving.handlers.tokenization.create_detokenize(parse(DetokenizeRequest, asked.body), None)
 
 
 def _check_messages(body: dict[str, Any]) -> None:
@@ -149,7 +193,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Answer]) 
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ApiError(499, "The client closed the connection", code="client_closed")
+        raise client_closed()
     finally:
         leaving.cancel()
         if working.cancel():

@@ -17,8 +17,11 @@ from collections.abc import Iterator
 import uvicorn
 
 from . import environment, preflight
+from .access import Access
+from .admission import Admission, bounds
 from .app import build_app
 from .config import ServeConfig, ServeError
+from .connections import uvicorn_options
 from .console import Console, hush_vllm
 from .generations import Generations
 from .metrics import ExpertTokens
@@ -29,24 +32,23 @@ from .service import Service, Serving
 _SAY_EVERY_SECONDS = 10.0
 _DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
 _ABANDON_SECONDS = 3.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(config: ServeConfig, sock: socket.socket) -> None:
+def serve(config: ServeConfig, sock: socket.socket, access: Access) -> None:
     """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
     environment.prepare(config)
     console = Console(is_quiet=config.log_level != "debug")
     try:
         _log_to(console, config)
         plan = _check(config, console)
-        _serve(config, plan, console, sock)
+        _serve(Service(config, access), plan, console, sock)
     finally:
         end_engine_processes()
         console.restore()
 
 
-def _serve(config: ServeConfig, plan: Plan, console: Console, sock: socket.socket) -> None:
-    service = Service(config)
+def _serve(service: Service, plan: Plan, console: Console, sock: socket.socket) -> None:
+    config = service.config
     http = uvicorn.Config(
         build_app(service),
         log_config=None,
@@ -54,6 +56,7 @@ def _serve(config: ServeConfig, plan: Plan, console: Console, sock: socket.socke
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=config.shutdown_seconds,
+        **uvicorn_options(config),
     )
     with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
         runner.run(Process(service, plan, console, QuietServer(http)).run(sock))
@@ -133,7 +136,8 @@ class Process:
             engine.shutdown()
             raise ServeError(f"generation {plan.manifest.generation} does not load: {_reason(error)}") from error
         self._console.say(f"  generation {generations.current} loaded in {seconds:.2f} s")
-        self._service.serving = Serving(engine, handlers, generations, ExpertTokens(engine.collective_rpc))
+        admission = Admission(bounds(config, engine.vllm_config.scheduler_config.max_num_seqs))
+        self._service.serving = Serving(engine, handlers, generations, ExpertTokens(engine.collective_rpc), admission)
 
     async def _until_end(self, ending: "asyncio.Task[bool]") -> None:
         """Raises: ServeError if the engine dies."""
@@ -172,8 +176,8 @@ class Process:
         assert serving is not None
         config = self._service.config
         host = f"[{config.host}]" if ":" in config.host else config.host
-        if config.host not in _LOOPBACK:
-            self._console.warn(f"listening on {config.host}: anyone who can reach it may use it, there is no key")
+        if self._service.access.clients is None:
+            self._console.say("no API key is configured: the server answers this machine only, whoever asks there")
         name, *others = serving.generations.names
         self._console.say(
             f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1: "

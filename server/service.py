@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Literal
 
 from fastapi import Request
 
+from .access import Access
 from .config import ServeConfig
 from .errors import ApiError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from .admission import Admission
     from .generations import Generations
     from .handlers import Handlers
     from .metrics import ExpertTokens
@@ -26,6 +28,7 @@ class Serving:
     handlers: "Handlers"
     generations: "Generations"
     expert_tokens: "ExpertTokens"
+    admission: "Admission"
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Service:
     """`serving` is set once, when loading is done; `is_stopping` once, when the process is told to end."""
 
     config: ServeConfig
+    access: Access = Access()
     serving: Serving | None = field(default=None)
     is_stopping: bool = False
 

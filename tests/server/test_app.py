@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,13 @@ from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
 from server.app import build_app
+from server.config import build_config
 from server.service import Service
 
 
 @pytest.fixture
-def service() -> Service:
-    return Service(SimpleNamespace(max_body_bytes=1000))  # type: ignore[arg-type]
+def service(tmp_path: Path) -> Service:
+    return Service(build_config(model="m", bank=tmp_path))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def app(service: Service) -> FastAPI:
 
 def call(app: FastAPI, path: str, method: str = "GET") -> httpx.Response:
     async def request() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
             return await http.request(method, path)
 
     return asyncio.run(request())

@@ -12,6 +12,7 @@ import pytest
 
 from adapters.bank import Bank
 from server.config import ServeConfig
+from server.keys import digest, line_for, parse_keys, read_file
 from tests.server.process import REPO, free_port, serve_command
 
 
@@ -33,7 +34,7 @@ def test_help_imports_neither_torch_nor_vllm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("serve", "learn", "evaluate", "bank"):
+    for command in ("serve", "learn", "evaluate", "bank", "keys"):
         assert command in done.stdout
 
 
@@ -50,6 +51,26 @@ def test_bank_is_handed_on_to_the_banks_own_commands() -> None:
     assert "verify" in shown.stdout
 
 
+class TestKeys:
+    def test_a_new_key_is_shown_with_the_line_that_lets_it_in(self) -> None:
+        done = run("keys", "new", "alice")
+        key, line = (shown.partition(": ")[2].strip() for shown in done.stdout.splitlines())
+        assert line == line_for("alice", key)
+
+    def test_a_new_key_is_added_to_a_file_of_its_owners_own(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        keys = []
+        for name in ("alice", "bob"):
+            keys.append(run("keys", "new", name, "--file", str(file)).stdout.splitlines()[0].partition(": ")[2].strip())
+            file.write_text(file.read_text().rstrip("\n"))  # as some editors leave it
+        assert parse_keys(read_file(file)) == {digest(keys[0]): "alice", digest(keys[1]): "bob"}
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert not any(key in file.read_text() for key in keys)
+
+    def test_a_bad_name_is_one_sentence(self) -> None:
+        assert one_sentence(run("keys", "new", "a b")).startswith("'a b' cannot be a key's name")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -57,11 +78,15 @@ def test_bank_is_handed_on_to_the_banks_own_commands() -> None:
         (["--bank", "no/such/bank"], "--bank: there is no directory 'no/such/bank'"),
         (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size: pipeline parallelism is not supported"),
         (["--model", "./no/model"], "--model ./no/model: there is no directory"),
-        (["--host", "203.0.113.7"], "cannot listen on 203.0.113.7:"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: others could reach it and there is no key"),
+        (["--host", "203.0.113.7", "--api-keys-file", "KEYS"], "cannot listen on 203.0.113.7:"),
+        (["--api-keys-file", "no/such/file"], "--api-keys-file no/such/file: it cannot be read (No such file"),
     ],
 )
-def test_a_bad_option_is_one_sentence(demo_bank: Path, options: list[str], says: str) -> None:
+def test_a_bad_option_is_one_sentence(demo_bank: Path, tmp_path: Path, options: list[str], says: str) -> None:
     usual = ["--model", "./no/model", "--bank", str(demo_bank), "--port", str(free_port())]
+    (tmp_path / "keys").write_text(line_for("alice", "a-key"))
+    options = [str(tmp_path / "keys") if option == "KEYS" else option for option in options]
     assert one_sentence(run("serve", *usual, *options)).startswith(says)
 
 
