@@ -146,8 +146,8 @@ def show_matrix(names: list[str], matrix: tuple[tuple[float, ...], ...]) -> None
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """One line for what the user can mend; a traceback only for our own mistakes."""
+def clear_errors(kept: str = "every generation published so far") -> Iterator[None]:
+    """One line for what the user can mend; a traceback only for our own mistakes. `kept`: what Ctrl-C leaves."""
     from pydantic import ValidationError
 
     from adapters.backbone import UnsupportedModel
@@ -166,7 +166,7 @@ def clear_errors() -> Iterator[None]:
         print(f"seta: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("seta: interrupted; every generation published so far is kept", file=sys.stderr)
+        print(f"seta: interrupted; {kept} is kept", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

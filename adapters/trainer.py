@@ -104,7 +104,7 @@ def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: Lea
         for step in range(settings.steps):
             batch = draw()
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+                group["lr"] = settings.learning_rate * schedule(step, settings.steps)
             loss = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
             if loss.requires_grad:  # else the gate sends no token of the batch to the expert
                 optimiser.zero_grad()
@@ -131,7 +131,7 @@ def late_start(data: Prepared, index: int, share: float, rng: random.Random) -> 
     return weights
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to a tenth."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine)

@@ -1,0 +1,116 @@
+"""Cells on the tiny model: what they hold, and that a killed one goes on to the same numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from adapters.benchmark import run as run_module
+from adapters.benchmark.cells import CellStore
+from adapters.benchmark.records import CellResult
+from adapters.benchmark.run import run_cell
+from adapters.benchmark.tasks import TaskData
+from adapters.data import DataError
+from tests.adapters.benchmark.factory import SEQUENCE, make_cell
+
+METHODS = ("seta", "seq-lora", "ewc", "o-lora", "i-lora", "per-task")
+
+
+@pytest.fixture(scope="module")
+def results(tasks: list[TaskData], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CellResult]:
+    store = CellStore(tmp_path_factory.mktemp("cells"))
+    return {spec: run_cell(make_cell(spec, tasks, tiny_model), tasks, tiny_model, store) for spec in METHODS}
+
+
+def numbers(result: CellResult) -> list[tuple[object, ...]]:
+    """What must not depend on when the cell was run."""
+    return [(s.tasks, s.accuracy, s.tokens, s.loss, s.trained_parameters, s.blocks, s.routing) for s in result.stages]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spec", "moment"), [*((spec, "learning") for spec in METHODS), ("seta", "saved"), ("ewc", "saved")]
+)
+def test_a_killed_cell_loses_one_task_at_most(
+    spec: str,
+    moment: str,
+    results: dict[str, CellResult],
+    tasks: list[TaskData],
+    tiny_model: Path,
+    store: CellStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed in the second task, or when its state was saved but not yet said to be; then run again to the end."""
+    cell = make_cell(spec, tasks, tiny_model)
+    run_stage, save_progress = run_module.run_stage, CellStore.save_progress
+    learned: list[int] = []
+
+    def watched(cell, tasks, learner, index):  # type: ignore[no-untyped-def]
+        if moment == "learning" and index == 1 and not learned.count(1):
+            learned.append(index)
+            raise Killed
+        learned.append(index)
+        return run_stage(cell, tasks, learner, index)
+
+    def kill_once(self, cell, progress):  # type: ignore[no-untyped-def]
+        if moment == "saved" and len(progress.stages) == 2 and learned.count(1) == 1:
+            raise Killed
+        save_progress(self, cell, progress)
+
+    monkeypatch.setattr(run_module, "run_stage", watched)
+    monkeypatch.setattr(CellStore, "save_progress", kill_once)
+    with pytest.raises(Killed):
+        run_cell(cell, tasks, tiny_model, store)
+    assert len(store.progress(cell).stages) == 1 and store.result(cell) is None
+    resumed = run_cell(cell, tasks, tiny_model, store)
+    assert learned == [0, 1, 1, 2]
+    assert numbers(resumed) == numbers(results[spec])
+    assert store.result(cell) == resumed
+
+
+@pytest.mark.parametrize("spec", METHODS)
+def test_every_task_so_far_is_evaluated_after_each(spec: str, results: dict[str, CellResult]) -> None:
+    stages = results[spec].stages
+    assert [stage.tasks for stage in stages] == [(name,) for name in SEQUENCE]
+    assert [len(stage.accuracy) for stage in stages] == [1, 2, 3]
+    for stage in stages:
+        assert stage.seconds is not None and stage.seconds > 0 and stage.tokens > 0
+        assert stage.peak_bytes > 1 << 20 and stage.trained_parameters > 0
+
+
+def test_all_methods_see_the_same_tokens(results: dict[str, CellResult]) -> None:
+    counts = {tuple(stage.tokens for stage in result.stages) for result in results.values()}
+    assert len(counts) == 1
+
+
+def test_only_seta_routes_and_holds_blocks(results: dict[str, CellResult]) -> None:
+    last = results["seta"].stages[-1]
+    assert last.routing is not None and last.routing_stripped is not None and last.blocks is not None
+    assert [len(row) for row in last.routing.confusion] == [4, 4, 4]
+    for row in last.routing.confusion:
+        assert sum(row) == pytest.approx(100)
+    assert results["seta"].stages[0].routing_stripped is None
+    assert all(s.routing is None and s.blocks is None for s in results["seq-lora"].stages)
+
+
+def test_values_held(results: dict[str, CellResult]) -> None:
+    """A rank-8 LoRA: 8 rows of A and 8 columns of B on seven linears in four layers."""
+    dims = [(128, 128), (64, 128), (64, 128), (128, 128), (256, 128), (256, 128), (128, 256)]
+    lora = 4 * sum(8 * (rows + columns) for rows, columns in dims)
+    held = {spec: [stage.held_parameters for stage in result.stages] for spec, result in results.items()}
+    assert held["seq-lora"] == [lora] * 3
+    assert held["per-task"] == [lora, 2 * lora, 3 * lora]
+    seta = results["seta"].stages
+    assert held["seta"] == [sum(s.trained_parameters for s in seta[: i + 1]) for i in range(3)]
+    assert seta[0].blocks is not None and held["seta"][0] == 2 * seta[0].blocks[0] * 32 * 32
+
+
+def test_progress_that_the_bank_contradicts_is_an_error(
+    tasks: list[TaskData], tiny_model: Path, store: CellStore, results: dict[str, CellResult]
+) -> None:
+    cell = make_cell("seta", tasks, tiny_model)
+    store.save_progress(cell, run_module.Progress(stages=results["seta"].stages[:2]))
+    with pytest.raises(DataError, match="knows 0 tasks, its progress says 2"):
+        run_cell(cell, tasks, tiny_model, store)
