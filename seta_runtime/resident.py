@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base
+from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base, expert_sites
 from adapters.gate import Gate, load_gate
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 
@@ -101,12 +101,9 @@ def _pack_all(
 ) -> dict[tuple[int, str], ProjectionExperts]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
     for index, info in enumerate(manifest.experts):
-        tensors = bank.load_expert(manifest, info.id)
-        for name in (n for n in tensors if n.endswith(".blocks")):
-            _, layer, target, _ = name.split(".")
-            stem = name.removesuffix("blocks")
-            experts = blocks.setdefault((int(layer), target), [None] * len(manifest.experts))
-            experts[index] = SparseBlocks(tensors[name], tensors[stem + "A"], tensors[stem + "B"])
+        for site in expert_sites(bank.load_expert(manifest, info.id)):
+            experts = blocks.setdefault((site.layer, site.target), [None] * len(manifest.experts))
+            experts[index] = SparseBlocks(site.blocks, site.a, site.b)
     return {
         key: pack(experts, membership.bool(), manifest.base.target_dims(key[1]), dtype, device, with_mixtures)  # type: ignore[arg-type]
         for key, experts in blocks.items()

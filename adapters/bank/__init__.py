@@ -11,9 +11,9 @@ from .errors import (
     BankPathEscape,
     BankTooLarge,
 )
-from .experts import check_base, check_expert, check_finite
-from .info import TARGETS, BaseModelInfo, ExpertInfo, GateInfo, ObjectRef, Target, TaskInfo
-from .manifest import Manifest
+from .experts import ExpertSite, check_base, check_expert, check_finite, expert_sites
+from .info import TARGETS, BaseModelInfo, ExpertInfo, GateInfo, ObjectRef, ScoresInfo, Target, TaskInfo
+from .manifest import Manifest, check_grid
 from .store import Bank
 from .upkeep import Collected
 
@@ -32,12 +32,16 @@ __all__ = [
     "BaseModelInfo",
     "Collected",
     "ExpertInfo",
+    "ExpertSite",
     "GateInfo",
     "Manifest",
     "ObjectRef",
+    "ScoresInfo",
     "Target",
     "TaskInfo",
     "check_base",
     "check_expert",
     "check_finite",
+    "check_grid",
+    "expert_sites",
 ]

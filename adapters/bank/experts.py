@@ -10,14 +10,15 @@ An expert holds, per decoder layer `i` and target `t` that has blocks, three ten
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import BankCorrupt, BankMismatch, shorten
-from .info import BaseModelInfo, ExpertInfo, ObjectRef
+from .info import BaseModelInfo, ExpertInfo, ObjectRef, Target
 from .manifest import Manifest
 
 PARTS = ("blocks", "A", "B")
@@ -25,6 +26,24 @@ PARTS = ("blocks", "A", "B")
 _AGAIN = "write the expert again"
 
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.([a-z_]{1,16})\.(blocks|A|B)")
+
+
+class ExpertSite(NamedTuple):
+    """An expert's part in one projection: `blocks [n, 2]`, `a [n, r, l]`, `b [n, l, r]`."""
+
+    layer: int
+    target: Target
+    blocks: Tensor
+    a: Tensor
+    b: Tensor
+
+
+def expert_sites(tensors: Mapping[str, Tensor]) -> Iterator[ExpertSite]:
+    """The projections of an expert whose tensors are verified (`Bank.load_expert`), in order of layer and target."""
+    places = sorted({(int(match[1]), match[2]) for name in tensors if (match := _NAME.fullmatch(name))})
+    for layer, target in places:
+        blocks, a, b = (tensors[f"layers.{layer}.{target}.{part}"] for part in PARTS)
+        yield ExpertSite(layer, target, blocks, a, b)  # type: ignore[arg-type]
 
 
 def check_base(manifest: Manifest, found: BaseModelInfo) -> None:
@@ -54,6 +73,8 @@ def check_object(tensors: Mapping[str, Tensor], ref: ObjectRef, manifest: Manife
     """Check one object in every role in which the manifest uses it."""
     if ref == manifest.gate.ref:
         check_finite(tensors, f"gate of generation {manifest.generation}")
+    if manifest.scores is not None and ref == manifest.scores.ref:
+        check_finite(tensors, f"scores of generation {manifest.generation}")
     for expert in manifest.experts:
         if ref == expert.ref:
             check_expert(tensors, expert, manifest)

@@ -32,6 +32,17 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Stored(Frozen):
+    """Something whose tensors are an object of the bank."""
+
+    object: Sha256
+    object_bytes: ObjectBytes
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.object, self.object_bytes)
+
+
 class BaseModelInfo(Frozen):
     """The base model's shapes and fingerprint: what a generation was trained on and may be served with."""
 
@@ -70,7 +81,7 @@ class TaskInfo(Frozen):
     metrics: Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Finite], Field(max_length=64)] = {}
 
 
-class ExpertInfo(Frozen):
+class ExpertInfo(Stored):
     """One set of sub-blocks: `unique` to one task, or `shared` by several (in the manifest's task order)."""
 
     id: ExpertId
@@ -78,21 +89,13 @@ class ExpertInfo(Frozen):
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1, max_length=MAX_TASKS)]
     rank: Annotated[int, Field(ge=1, le=4096)]
     num_blocks: Annotated[int, Field(ge=1, le=1 << 32)]
-    object: Sha256
-    object_bytes: ObjectBytes
-
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef(self.object, self.object_bytes)
 
 
-class GateInfo(Frozen):
+class GateInfo(Stored):
     """The gate's object; `adapters.gate` knows and checks the tensors of each kind."""
 
     kind: Literal["analytic", "softmax"]
-    object: Sha256
-    object_bytes: ObjectBytes
 
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef(self.object, self.object_bytes)
+
+class ScoresInfo(Stored):
+    """Statistics of the tasks' block scores; `adapters.score_history` knows and checks the tensors."""

@@ -33,11 +33,13 @@ from .info import (
     GateInfo,
     Generation,
     ObjectRef,
+    ScoresInfo,
     Target,
     TaskInfo,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 may carry `scores`; a manifest without them is written as version 1, which earlier software reads."""
 GENERATIONS_DIR = "generations"
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_MEMBERSHIP_CELLS = 1 << 20
@@ -52,10 +54,21 @@ def manifest_path(generation: int) -> str:
     return f"{GENERATIONS_DIR}/{generation:05d}.json"
 
 
+def check_grid(base: BaseModelInfo, trunk_layers: int, block_size: int, targets: Sequence[Target]) -> None:
+    """Whether a bank of this layout can exist for this base model. Raises ValueError."""
+    _refuse_duplicates("targets", targets)
+    if trunk_layers >= base.num_layers:
+        raise ValueError(f"trunk_layers {trunk_layers} leaves no layer of {base.num_layers} for experts")
+    for target in targets:
+        dims = base.target_dims(target)
+        if any(dim % block_size for dim in dims):
+            raise ValueError(f"block_size {block_size} does not divide {target}'s dimensions {dims}")
+
+
 class Manifest(Frozen):
     """One generation of a bank. `created` is kept to the second, in UTC."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     generation: Generation
     parent: Generation | None
     created: AwareDatetime
@@ -67,6 +80,7 @@ class Manifest(Frozen):
     experts: Annotated[tuple[ExpertInfo, ...], Field(max_length=MAX_EXPERTS)] = ()
     membership: Annotated[tuple[tuple[Bit, ...], ...], Field(max_length=MAX_TASKS)] = ()
     gate: GateInfo
+    scores: ScoresInfo | None = None
     accuracy_matrix: Annotated[tuple[tuple[Percent, ...], ...], Field(max_length=MAX_TASKS)] = ()
     settings: dict[str, JsonValue] = {}
 
@@ -96,6 +110,8 @@ class Manifest(Frozen):
         return self
 
     def _check_lineage(self) -> None:
+        if self.scores is not None and self.format_version < 2:
+            raise ValueError(f"scores need format_version 2, found {self.format_version}")
         if self.generation == 0:
             if self.parent is not None or self.tasks or self.experts:
                 raise ValueError("generation 0 has no parent, no tasks and no experts")
@@ -106,13 +122,7 @@ class Manifest(Frozen):
                 raise ValueError(f"task {task.name} was learned in generation {task.generation}, after this one")
 
     def _check_grid(self) -> None:
-        _refuse_duplicates("targets", self.targets)
-        if self.trunk_layers >= self.base.num_layers:
-            raise ValueError(f"trunk_layers {self.trunk_layers} leaves no layer of {self.base.num_layers} for experts")
-        for target in self.targets:
-            dims = self.base.target_dims(target)
-            if any(dim % self.block_size for dim in dims):
-                raise ValueError(f"block_size {self.block_size} does not divide {target}'s dimensions {dims}")
+        check_grid(self.base, self.trunk_layers, self.block_size, self.targets)
 
     def _check_membership(self) -> None:
         names = [task.name for task in self.tasks]
@@ -143,8 +153,9 @@ class Manifest(Frozen):
 
     @property
     def refs(self) -> tuple[ObjectRef, ...]:
-        """Every object this generation needs, each once: the gate, then the experts in order."""
-        return tuple(dict.fromkeys([self.gate.ref, *(expert.ref for expert in self.experts)]))
+        """Every object this generation needs, each once: the gate, the experts in order, the scores."""
+        scores = [] if self.scores is None else [self.scores.ref]
+        return tuple(dict.fromkeys([self.gate.ref, *(expert.ref for expert in self.experts), *scores]))
 
     def expert(self, expert_id: str) -> ExpertInfo:
         for expert in self.experts:
@@ -155,7 +166,8 @@ class Manifest(Frozen):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, indent 1, a final newline. Equal manifests have equal bytes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        fields = self.model_dump(mode="json", exclude={"scores"} if self.scores is None else None)
+        text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         data = (text + "\n").encode()
         if len(data) > MAX_MANIFEST_BYTES:
             raise BankTooLarge(f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES}; shrink its settings")
@@ -178,7 +190,9 @@ def _check_version(data: bytes, where: str) -> None:
         raise BankCorrupt(f"{where} is not JSON ({error}); {RESTORE}") from None
     version = parsed.get("format_version") if isinstance(parsed, dict) else None
     if type(version) is not int or version < 1:
-        raise BankCorrupt(f"{where}: format_version is {version!r}, expected {FORMAT_VERSION}; this is no manifest")
+        raise BankCorrupt(
+            f"{where}: format_version is {version!r}, expected 1 to {FORMAT_VERSION}; this is no manifest"
+        )
     if version > FORMAT_VERSION:
         raise BankFormatTooNew(
             f"{where} has format_version {version}, this software reads up to {FORMAT_VERSION}; upgrade it"

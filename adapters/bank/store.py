@@ -1,6 +1,6 @@
 """A bank on disk: immutable objects, small manifests, one pointer.
 
-    bank/objects/sha256/<digest>.safetensors   an expert or a gate; never rewritten
+    bank/objects/sha256/<digest>.safetensors   an expert, a gate or block scores; never rewritten
     bank/generations/00004.json                a manifest
     bank/CURRENT                               the number of the generation that serves
 
@@ -92,7 +92,7 @@ class Bank:
         return manifest
 
     def put_object(self, tensors: Mapping[str, Tensor]) -> ObjectRef:
-        """Store an expert's or a gate's tensors; `(digest, bytes)` for the manifest. Storing them twice is free."""
+        """Store an object's tensors; `(digest, bytes)` for the manifest. Storing them twice is free."""
         data = encode_object(tensors)
         with self.writing():
             return write_object(self.disk, self.root, data)
@@ -108,6 +108,17 @@ class Bank:
         """The gate's tensors: digest, size and finiteness verified; `adapters.gate` checks the names and shapes."""
         tensors = read_object(self.root, manifest.gate.ref)
         check_finite(tensors, f"gate of generation {manifest.generation}")
+        return tensors
+
+    def load_scores(self, manifest: Manifest) -> dict[str, Tensor] | None:
+        """The block scores' tensors, verified like the gate's; `adapters.score_history` checks the rest.
+
+        None for a generation without any.
+        """
+        if manifest.scores is None:
+            return None
+        tensors = read_object(self.root, manifest.scores.ref)
+        check_finite(tensors, f"scores of generation {manifest.generation}")
         return tensors
 
     def publish(self, manifest: Manifest) -> None:

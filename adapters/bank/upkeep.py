@@ -1,7 +1,8 @@
 """Looking after a bank: find what is damaged, delete what nothing needs."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,16 +48,15 @@ def find_problems(bank: "Bank") -> list[str]:
 def _object_problems(bank: "Bank", manifest: Manifest, checked: set[object]) -> list[str]:
     """Generations share experts, so what was checked for an earlier one (`checked`) is not read again."""
     problems: list[str] = []
-    for expert in (None, *manifest.experts):
-        key = manifest.gate.ref if expert is None else (expert, manifest.layout)
+    reads: list[tuple[object, Callable[[], object]]] = [(manifest.gate.ref, partial(bank.load_gate, manifest))]
+    reads += [((e, manifest.layout), partial(bank.load_expert, manifest, e.id)) for e in manifest.experts]
+    reads += [] if manifest.scores is None else [(manifest.scores.ref, partial(bank.load_scores, manifest))]
+    for key, read in reads:
         if key in checked:
             continue
         checked.add(key)
         try:
-            if expert is None:
-                bank.load_gate(manifest)
-            else:
-                bank.load_expert(manifest, expert.id)
+            read()
         except BankError as error:
             problems.append(f"generation {manifest.generation}: {_line(error)}")
     return problems
