@@ -1,4 +1,4 @@
-"""Which sub-blocks of the target weights a task should change: gradient warm-up, block scores, budget (eq. 2, 3).
+"""Which sub-blocks of the target weights a task should change: gradient warm-up and block scores (eq. 2, 3).
 
 Every target weight `W0 [d_out, d_in]` above the trunk is cut into a grid of `l x l` sub-blocks. The gradients of a few
 batches of the new task, with the weights untouched, say where it pulls.
@@ -6,6 +6,7 @@ batches of the new task, with the weights untouched, say where it pulls.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 Site = tuple[int, str]
 """(decoder layer, target)."""
+Block = tuple[int, str, int, int]
+"""(decoder layer, target, row, column) of a sub-block in its projection's grid."""
 
 
 @dataclass
@@ -57,50 +60,25 @@ def standardise(means: dict[Site, Tensor]) -> dict[Site, Tensor]:
     return scores
 
 
-def layer_quotas(num_blocks: dict[int, int], coverage: dict[int, float], density: float) -> dict[int, int]:
-    """How many blocks each layer may take of `N_base = floor(density · |B|)`: in inverse proportion to `1 + coverage`,
-    the share of its blocks that earlier tasks hold. Largest remainders round it; no layer gets more than it has, or
-    less than one.
-    """
-    total = int(density * sum(num_blocks.values()))
-    weights = {layer: count / (1 + coverage.get(layer, 0.0)) for layer, count in num_blocks.items()}
-    exact = _shares(total, weights, num_blocks)
-    quotas = {layer: max(1, int(value)) for layer, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda layer: (int(exact[layer]) - exact[layer], layer))
-    for layer in by_remainder:
-        if sum(quotas.values()) >= total:
-            break
-        quotas[layer] = min(quotas[layer] + 1, num_blocks[layer])
-    return quotas
+def ranked(scores: Mapping[Site, Tensor]) -> list[Block]:
+    """All blocks, best score first; equal scores in the order of their places."""
+    found = [
+        (-value, layer, target, row, column)
+        for (layer, target), grid in scores.items()
+        for row, values in enumerate(grid.tolist())
+        for column, value in enumerate(values)
+    ]
+    return [(layer, target, row, column) for _, layer, target, row, column in sorted(found)]
 
 
-def _shares(total: int, weights: dict[int, float], most: dict[int, int]) -> dict[int, float]:
-    """`total` in proportion to the weights; what is more than a layer's `most` goes to the others."""
-    shares: dict[int, float] = {}
-    left = dict(weights)
-    while left:
-        scale = (total - sum(shares.values())) / sum(left.values())
-        full = [layer for layer, weight in left.items() if weight * scale >= most[layer]]
-        if not full:
-            return shares | {layer: weight * scale for layer, weight in left.items()}
-        shares |= {layer: float(most[layer]) for layer in full}
-        left = {layer: weight for layer, weight in left.items() if layer not in shares}
-    return shares
+def blocks_at(sites: Mapping[Site, Tensor]) -> frozenset[Block]:
+    """The blocks of an expert or a choice, given as `[n, 2]` (row, column) per site."""
+    return frozenset((*site, row, column) for site, places in sites.items() for row, column in places.tolist())
 
 
-def select(scores: dict[Site, Tensor], quotas: dict[int, int]) -> dict[Site, Tensor]:
-    """The best-scored blocks of each layer: `[n, 2]` int32 (row, column), sorted; a site without blocks is left out."""
-    chosen: dict[Site, list[tuple[int, int]]] = {}
-    for layer, quota in quotas.items():
-        ranked = sorted(
-            (
-                (-value, target, row, column)
-                for (at, target), grid in scores.items()
-                if at == layer
-                for row, values in enumerate(grid.tolist())
-                for column, value in enumerate(values)
-            )
-        )
-        for _, target, row, column in ranked[:quota]:
-            chosen.setdefault((layer, target), []).append((row, column))
-    return {site: torch.tensor(sorted(blocks), dtype=torch.int32) for site, blocks in sorted(chosen.items())}
+def by_site(blocks: Iterable[Block]) -> dict[Site, Tensor]:
+    """Per site `[n, 2]` int32 (row, column), sorted; a site without blocks is left out."""
+    places: dict[Site, list[tuple[int, int]]] = {}
+    for layer, target, row, column in sorted(blocks):
+        places.setdefault((layer, target), []).append((row, column))
+    return {site: torch.tensor(found, dtype=torch.int32) for site, found in places.items()}

@@ -1,11 +1,9 @@
-"""Warm-up, block scores, quotas and selection (eq. 2, 3)."""
+"""Warm-up and block scores (eq. 2, 3)."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from adapters.blocks import WarmUp, block_means, layer_quotas, select, standardise
+from adapters.blocks import WarmUp, block_means, blocks_at, by_site, ranked, standardise
 
 
 def steps_until_stop(rule: WarmUp, norms: list[float]) -> int | None:
@@ -90,77 +88,14 @@ def test_scores_of_equal_blocks_are_zero() -> None:
     assert torch.equal(standardise({(1, "v_proj"): torch.full((2, 2), 3.0)})[1, "v_proj"], torch.zeros(2, 2))
 
 
-LAYERS = st.dictionaries(st.integers(0, 40), st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=12)
+def test_ranked_is_best_first_and_in_order_of_place_among_equals() -> None:
+    scores = {(2, "v_proj"): torch.tensor([[1.0, 3.0]]), (1, "v_proj"): torch.tensor([[3.0], [2.0]])}
+    assert ranked(scores) == [(1, "v_proj", 0, 0), (2, "v_proj", 0, 1), (1, "v_proj", 1, 0), (2, "v_proj", 0, 0)]
 
 
-@settings(max_examples=100, deadline=None)
-@given(layers=LAYERS, density=st.floats(0.001, 1))
-def test_quotas_spend_the_budget_within_bounds(layers: dict[int, tuple[int, float]], density: float) -> None:
-    num_blocks = {layer: count for layer, (count, _) in layers.items()}
-    quotas = layer_quotas(num_blocks, {layer: share for layer, (_, share) in layers.items()}, density)
-    budget = int(density * sum(num_blocks.values()))
-    assert quotas.keys() == num_blocks.keys()
-    assert all(1 <= quota <= num_blocks[layer] for layer, quota in quotas.items())
-    num_least = sum(quota == 1 for quota in quotas.values())
-    assert budget <= sum(quotas.values()) <= max(budget + num_least, len(quotas))
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    count=st.integers(20, 200), shares=st.lists(st.floats(0, 1), min_size=2, max_size=8), density=st.floats(0.1, 0.5)
-)
-def test_quotas_are_in_inverse_proportion_to_coverage(count: int, shares: list[float], density: float) -> None:
-    """`quota · (1 + coverage)` is the same for layers of one size, to the block that rounding moves."""
-    quotas = layer_quotas(dict.fromkeys(range(len(shares)), count), dict(enumerate(shares)), density)
-    budget = int(density * count * len(shares))
-    assert sum(quotas.values()) == budget
-    scale = budget / sum(1 / (1 + share) for share in shares)
-    for layer, share in enumerate(shares):
-        assert abs(quotas[layer] - scale / (1 + share)) < 1
-
-
-def test_quotas_of_a_hand_case() -> None:
-    assert layer_quotas({0: 10, 1: 10}, {}, 0.5) == {0: 5, 1: 5}
-    assert layer_quotas({0: 12, 1: 12}, {1: 1.0}, 0.5) == {0: 8, 1: 4}
-    assert layer_quotas({0: 12, 1: 12}, {1: 1.0}, 11 / 24) == {0: 7, 1: 4}, "7.33 and 3.67"
-    assert layer_quotas({0: 10, 1: 10, 2: 10}, {}, 11 / 30) == {0: 4, 1: 4, 2: 3}
-
-
-def test_what_a_full_layer_cannot_take_goes_to_the_others() -> None:
-    assert layer_quotas({0: 8, 1: 8}, {1: 1.0}, 0.875) == {0: 8, 1: 6}
-    assert layer_quotas({0: 8, 1: 8}, {1: 1.0}, 1.0) == {0: 8, 1: 8}
-
-
-def test_select_takes_the_best_blocks_of_each_layer_sorted() -> None:
-    scores = {
-        (1, "v_proj"): torch.tensor([[0.1, 0.9], [0.8, -1.0]]),
-        (1, "o_proj"): torch.tensor([[0.7, 2.0], [0.0, -2.0]]),
-        (2, "v_proj"): torch.tensor([[5.0, 4.0], [6.0, 3.0]]),
-        (2, "o_proj"): torch.tensor([[1.0, 1.0], [1.0, 1.0]]),
-    }
-    chosen = select(scores, {1: 3, 2: 2})
-    assert {site: blocks.tolist() for site, blocks in chosen.items()} == {
-        (1, "o_proj"): [[0, 1]],
-        (1, "v_proj"): [[0, 1], [1, 0]],
-        (2, "v_proj"): [[0, 0], [1, 0]],
-    }
-    assert all(blocks.dtype == torch.int32 for blocks in chosen.values())
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), quota=st.integers(1, 15))
-def test_no_block_left_out_scores_better_than_one_taken(seed: int, quota: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = {(3, target): torch.randn(2, 4, generator=generator) for target in ("k_proj", "v_proj")}
-    taken = {
-        (site, row, column) for site, blocks in select(scores, {3: quota}).items() for row, column in blocks.tolist()
-    }
-    values = {
-        (site, row, column): float(grid[row, column])
-        for site, grid in scores.items()
-        for row in range(2)
-        for column in range(4)
-    }
-    assert len(taken) == quota
-    left = [value for block, value in values.items() if block not in taken]
-    assert min(values[block] for block in taken) >= max(left)
+def test_blocks_by_site_and_back() -> None:
+    blocks = [(2, "v_proj", 1, 0), (1, "o_proj", 0, 3), (2, "v_proj", 0, 2)]
+    sites = by_site(blocks)
+    assert list(sites) == [(1, "o_proj"), (2, "v_proj")]
+    assert sites[2, "v_proj"].tolist() == [[0, 2], [1, 0]] and sites[2, "v_proj"].dtype == torch.int32
+    assert blocks_at(sites) == frozenset(blocks)
