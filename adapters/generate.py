@@ -70,7 +70,7 @@ def _run(
     backbone, trunk_layers = model.backbone, model.trunk_layers
     trunk = backbone.run(backbone.embed(torch.tensor([ids])), 0, trunk_layers, cache, offset)
     means = None
-    model.gates.by_expert = {}
+    model.gates.active = []
     if pool is not None:
         means = pool.extend(trunk[0])
         model.route(pool.gate.decide(means).unsqueeze(0))

@@ -16,22 +16,24 @@ from adapters.bank import (
     BankConflict,
     BankNotFound,
     BaseModelInfo,
-    ExpertInfo,
     GateInfo,
     Manifest,
-    TaskInfo,
     check_base,
+    check_grid,
 )
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.calibrate import GateSettings, calibrate, general_prompts
+from adapters.composition import anchor, compose
 from adapters.data import DataError, Example
-from adapters.evaluate import TaskScore, score_task
+from adapters.evaluate import score_task
 from adapters.examples import Prepared, gate_samples, prepare
 from adapters.gate import AnalyticGate, load_gate
 from adapters.progress import console
+from adapters.publish import Learned, publish
 from adapters.routed import RoutedModel
+from adapters.score_history import ScoreHistory
 from adapters.settings import LearnSettings
-from adapters.trainer import choose_blocks, fit_expert, new_expert
+from adapters.trainer import choose_blocks, fit_experts, new_expert
 
 Tasks = Mapping[str, list[Example]]
 
@@ -43,6 +45,7 @@ class Learner:
     bank: Bank
     model: RoutedModel
     gate: AnalyticGate
+    history: ScoreHistory
     manifest: Manifest
     settings: LearnSettings
     model_name: str
@@ -78,23 +81,35 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     torch.manual_seed(settings.seed)
     model_dir = resolve_model_dir(model)
     base = fingerprint(model_dir)
-    bank = _open_or_create(bank_dir)
-    backbone = Backbone.load(model_dir, settings.dtype)
-    manifest = bank.manifest() if bank.generations() else _first_generation(bank, backbone, base, settings)
-    check_base(manifest, base)
+    bank = _existing(bank_dir)
+    if bank is None or not bank.generations():
+        bank, backbone, manifest = _new_bank(bank_dir, model_dir, base, settings)
+    else:
+        manifest = bank.manifest()
+        check_base(manifest, base)
+        _refuse_another_layout(manifest, settings)
+        backbone = Backbone.load(model_dir, settings.dtype)
     gate = load_gate(manifest, bank.load_gate(manifest))
-    _refuse_another_layout(manifest, settings)
+    history = ScoreHistory.of(manifest, bank.load_scores(manifest))
     settings = settings.model_copy(
         update={"trunk_layers": manifest.trunk_layers, "block_size": manifest.block_size, "targets": manifest.targets}
     )
-    return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, manifest, settings, model)
+    return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, history, manifest, settings, model)
 
 
-def _first_generation(bank: Bank, backbone: Backbone, base: BaseModelInfo, settings: LearnSettings) -> Manifest:
-    """Publish generation 0: no task, and a gate that knows "base"."""
-    console.print("new bank: fitting the gate's fixed parts on general text")
+def _new_bank(
+    bank_dir: Path, model_dir: Path, base: BaseModelInfo, settings: LearnSettings
+) -> tuple[Bank, Backbone, Manifest]:
+    """Publish generation 0: no task, and a gate that knows "base". What can be refused is, before anything is made."""
     trunk_layers = settings.trunk_of(base.num_layers)
+    try:
+        check_grid(base, trunk_layers, settings.block_size, settings.targets)
+    except ValueError as error:
+        raise DataError(f"{error}; choose others for a new bank on {base.architecture}") from None
+    backbone = Backbone.load(model_dir, settings.dtype)
+    console.print("new bank: fitting the gate's fixed parts on general text")
     gate = calibrate(backbone, trunk_layers, base.num_kv_heads * base.head_size, GateSettings(), general_prompts())
+    bank = _existing(bank_dir) or Bank.create(bank_dir)
     manifest = Manifest(
         generation=0,
         parent=None,
@@ -106,99 +121,47 @@ def _first_generation(bank: Bank, backbone: Backbone, base: BaseModelInfo, setti
         gate=GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
     )
     bank.publish(manifest)
-    return manifest
+    return bank, backbone, manifest
 
 
 def learn(learner: Learner, name: str, examples: list[Example], test: list[Example] | None) -> None:
-    """Learn one task: score blocks → fit the gate → fit the expert → evaluate → publish."""
-    settings, index = learner.settings, len(learner.manifest.tasks)
+    """Learn one task: score blocks → share or split → fit the gate → fit the experts → evaluate → publish."""
+    settings, model, index = learner.settings, learner.model, len(learner.manifest.tasks)
+    names = [*(task.name for task in learner.manifest.tasks), name]
     train, test = _split(examples, test, settings)
     console.rule(f"task {name!r}: {len(train)} examples, {len(test)} held out")
     data = _prepare(learner, train, name)
     learner.held_out[name] = _prepare(learner, test, f"{name} (held out)")
 
-    blocks, warm_up_steps = choose_blocks(learner.model, data, settings, _coverage(learner))
+    choice = choose_blocks(model, data, settings, learner.history)
+    composition = compose(model, choice.blocks, names, settings)
     gate = learner.gate.with_task(gate_samples(learner.gate, data))
     data.route(gate)
-    expert_id = f"{name}.unique"
-    expert = new_expert(learner.model, blocks, settings)
-    learner.model.add(expert_id, expert, [index])
-    loss = fit_expert(learner.model, expert, data, settings)
-    learner.model.round_as_stored(expert_id)
-    learner.model.freeze(expert_id)
-    learner.gate = gate
+    unique_id, shared = f"{name}.unique", list(composition.parent_of)
+    if composition.own:
+        model.add(unique_id, new_expert(model, composition.own, settings), [index])
+    learning = shared if settings.sharing == "elastic" else []
+    for expert_id in learning:
+        model.thaw(expert_id)
+    anchors = anchor(model, learning, settings)
+    plastic = [*learning, *([unique_id] if composition.own else [])]
+    loss = fit_experts(model, plastic, data, settings, anchors)
+    for expert_id in plastic:
+        model.round_as_stored(expert_id)
+        model.freeze(expert_id)
+    learner.gate, learner.history = gate, learner.history.with_task(choice.scores)
 
-    scores = {
-        task: score_task(learner.model, gate, held, _index(learner, task, index), task)
-        for task, held in learner.held_out.items()
-    }
-    numbers = {"final_loss": round(loss, 4), "warm_up_steps": warm_up_steps}
-    learner.manifest = publish(learner, name, len(data), expert_id, scores, numbers)
-
-
-def publish(
-    learner: Learner,
-    name: str,
-    num_train: int,
-    expert_id: str,
-    scores: Mapping[str, TaskScore],
-    numbers: Mapping[str, float],
-) -> Manifest:
-    """Write the expert, the gate and a manifest; the bank makes it current."""
-    bank, old, settings = learner.bank, learner.manifest, learner.settings
-    generation = max(bank.generations()) + 1
-    ref = bank.put_object(learner.model.expert_tensors(expert_id))
-    num_blocks = sum(len(delta.blocks) for delta in learner.model.experts[expert_id].values())
-    expert = ExpertInfo(
-        id=expert_id, kind="unique", tasks=(name,), rank=settings.rank, num_blocks=num_blocks, **ref._asdict()
-    )
-    score = scores[name]
-    metrics = {"accuracy": round(score.accuracy, 2), "routing": round(score.routing, 2), **numbers}
-    task = TaskInfo(name=name, generation=generation, num_train=num_train, num_test=score.num_test, metrics=metrics)
-    gate = GateInfo(kind="analytic", **bank.put_object(learner.gate.tensors())._asdict())
-    manifest = old.model_copy(
-        update={
-            "generation": generation,
-            "parent": old.generation,
-            "created": datetime.now(UTC).replace(microsecond=0),
-            "tasks": (*old.tasks, task),
-            "experts": (*old.experts, expert),
-            "membership": (*((*row, 0) for row in old.membership), (0,) * len(old.experts) + (1,)),
-            "gate": gate,
-            "accuracy_matrix": _next_matrix(old, name, scores),
-            "settings": {**settings.model_dump(mode="json"), "model": learner.model_name},
-        }
-    )
-    bank.publish(manifest)
+    scores = {task: score_task(model, gate, held, names.index(task), task) for task, held in learner.held_out.items()}
+    numbers = {"final_loss": round(loss, 4), "warm_up_steps": choice.warm_up_steps}
+    changed = {*plastic, *shared, *composition.parent_of.values()}
+    learned = Learned(name, len(data), changed, scores, numbers)
+    stored_settings = {**settings.model_dump(mode="json"), "model": learner.model_name}
+    learner.manifest = publish(learner.bank, learner.manifest, model, gate, learner.history, learned, stored_settings)
     console.print(
-        f"generation {generation}: {name} {score.accuracy:.1f} % right, {score.routing:.1f} % routed to it",
+        f"generation {learner.manifest.generation}: {name} {scores[name].accuracy:.1f} % right, "
+        f"{scores[name].routing:.1f} % routed to it",
         highlight=False,
     )
-    return manifest
-
-
-def _next_matrix(old: Manifest, name: str, scores: Mapping[str, TaskScore]) -> tuple[tuple[float, ...], ...]:
-    """One more row, if every task's held-out data was at hand; else no matrix, rather than one with holes."""
-    names = [*(task.name for task in old.tasks), name]
-    if any(task not in scores for task in names) or len(old.accuracy_matrix) != len(old.tasks):
-        return ()
-    return (*old.accuracy_matrix, tuple(round(scores[task].accuracy, 2) for task in names))
-
-
-def _index(learner: Learner, task: str, new: int) -> int:
-    return next((i for i, known in enumerate(learner.manifest.tasks) if known.name == task), new)
-
-
-def _coverage(learner: Learner) -> dict[int, float]:
-    """Share of each layer's sub-blocks that earlier tasks hold."""
-    held: dict[int, set[tuple[str, int, int]]] = {}
-    total: dict[int, int] = {}
-    for (layer, target), routed in learner.model.sites.items():
-        rows, columns = (d // learner.settings.block_size for d in routed.base.weight.shape)
-        total[layer] = total.get(layer, 0) + rows * columns
-        for delta in routed.deltas.values():
-            held.setdefault(layer, set()).update((target, r, c) for r, c in delta.blocks.tolist())
-    return {layer: len(held.get(layer, ())) / count for layer, count in total.items()}
 
 
 def _prepare(learner: Learner, examples: list[Example], what: str) -> Prepared:
@@ -238,10 +201,11 @@ def _refuse_another_layout(manifest: Manifest, settings: LearnSettings) -> None:
             )
 
 
-def _open_or_create(bank_dir: Path) -> Bank:
+def _existing(bank_dir: Path) -> Bank | None:
+    """The bank in a directory, None where one can be made. Raises BankConflict for a directory of something else."""
     try:
         return Bank.open(bank_dir)
     except BankNotFound:
         if bank_dir.exists() and any(bank_dir.iterdir()):
             raise BankConflict(f"{bank_dir.name!r} is neither a bank nor empty; give another --bank") from None
-        return Bank.create(bank_dir)
+        return None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.bank import Bank, Manifest
-from adapters.blocks import Site
+from adapters.bank import Bank, Manifest, expert_sites
+from adapters.blocks import Block, Site, blocks_at
 from adapters.gate import AnalyticGate, prefix_mean
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from adapters.trunk import pad_hidden
@@ -23,7 +23,8 @@ STORED_DTYPE = torch.bfloat16
 class RoutedModel:
     """Layers m..L-1 with routed projections; every forward pass starts from cached trunk outputs.
 
-    `expert_tasks[id]`: the indices of the tasks whose gate the expert adds up (its membership column).
+    `expert_tasks[id]`: the indices of the tasks whose gate the expert adds up (its membership column). Experts are in
+    the manifest's order. `dtypes[id]`: what an expert is stored in.
     """
 
     backbone: Backbone
@@ -32,6 +33,7 @@ class RoutedModel:
     gates: Gates = field(default_factory=Gates)
     experts: dict[str, Expert] = field(default_factory=dict)
     expert_tasks: dict[str, list[int]] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sites: dict[Site, RoutedLinear] = {}
@@ -46,55 +48,81 @@ class RoutedModel:
         """All experts of a generation, frozen."""
         routed = cls(backbone, manifest.trunk_layers, manifest.targets)
         for column, info in enumerate(manifest.experts):
-            tensors = bank.load_expert(manifest, info.id)
             expert: Expert = {}
-            for name in (n for n in tensors if n.endswith(".blocks")):
-                _, layer, target, _ = name.split(".")
-                stem = name.removesuffix("blocks")
-                shape = manifest.base.target_dims(target)  # type: ignore[arg-type]
-                expert[int(layer), target] = SparseDelta(
-                    tensors[name], tensors[stem + "A"].float(), tensors[stem + "B"].float(), shape
-                )
-            routed.add(info.id, expert, [row for row, bits in enumerate(manifest.membership) if bits[column]])
+            dtype = STORED_DTYPE
+            for site in expert_sites(bank.load_expert(manifest, info.id)):
+                shape, dtype = manifest.base.target_dims(site.target), site.a.dtype
+                expert[site.layer, site.target] = SparseDelta(site.blocks, site.a.float(), site.b.float(), shape)
+            routed.add(info.id, expert, [row for row, bits in enumerate(manifest.membership) if bits[column]], dtype)
             routed.freeze(info.id)
         return routed
 
-    def add(self, expert_id: str, expert: Expert, tasks: list[int]) -> None:
+    def add(self, expert_id: str, expert: Expert, tasks: list[int], dtype: torch.dtype = STORED_DTYPE) -> None:
         self.experts[expert_id] = expert
         self.expert_tasks[expert_id] = tasks
+        self.dtypes[expert_id] = dtype
         for site, delta in expert.items():
             self.sites[site].add(expert_id, delta)
+
+    def split(self, expert_id: str, shared_id: str, shared: Mapping[Site, Tensor], task: int) -> None:
+        """Cut an expert in two (eq. 7): its rows on the blocks `shared` become `shared_id`, which `task` uses as well.
+
+        The rest keeps its id and its very values, and goes if nothing is left of it. Both are frozen.
+        """
+        parent, tasks, dtype = self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
+        cut: Expert = {site: parent[site].take(blocks) for site, blocks in shared.items()}
+        rest: Expert = {site: kept for site, delta in parent.items() if (kept := delta.without(shared.get(site)))}
+        for site in parent:
+            self.sites[site].remove(expert_id)
+        if rest:
+            self.add(expert_id, rest, tasks, dtype)  # an id keeps its place among the experts
+            self.freeze(expert_id)
+        else:
+            del self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
+        self.add(shared_id, cut, [*tasks, task], dtype)
+        self.freeze(shared_id)
+
+    def blocks(self) -> dict[str, frozenset[Block]]:
+        """Which sub-blocks each expert holds."""
+        return {
+            expert_id: blocks_at({site: delta.blocks for site, delta in expert.items()})
+            for expert_id, expert in self.experts.items()
+        }
 
     def round_as_stored(self, expert_id: str) -> None:
         """To the bank's precision, so that what is measured is what is published."""
         for delta in self.experts[expert_id].values():
             for parameter in delta.parameters():
-                parameter.data = parameter.data.to(STORED_DTYPE).to(parameter.dtype)
+                parameter.data = parameter.data.to(self.dtypes[expert_id]).to(parameter.dtype)
 
     def freeze(self, expert_id: str) -> None:
         for site in self.experts[expert_id]:
             self.sites[site].freeze(expert_id)
 
-    def route(self, task_weights: Tensor) -> None:
-        """Set the gates of the next forward pass from task weights `[B, T, tasks]`: `g = p @ M`.
+    def thaw(self, expert_id: str) -> None:
+        for site in self.experts[expert_id]:
+            self.sites[site].thaw(expert_id)
 
-        Experts without a token are skipped.
+    def route(self, task_weights: Tensor) -> None:
+        """Set the gates of the next forward pass from task weights `[B, T, tasks]`.
+
+        A task's weight is the gate of every expert it composes, which sums up to `g = p @ M`. Tasks without a token are
+        skipped.
         """
-        by_task = [weights if bool(weights.any()) else None for weights in task_weights.unbind(-1)]
-        self.gates.by_expert = {}
-        for expert_id, tasks in self.expert_tasks.items():
-            active = [by_task[task] for task in tasks if task < len(by_task)]
-            found = [weights for weights in active if weights is not None]
-            if found:
-                self.gates.by_expert[expert_id] = torch.stack(found).sum(0)
+        self.gates.active = [
+            (tuple(expert_id for expert_id, tasks in self.expert_tasks.items() if task in tasks), weights)
+            for task, weights in enumerate(task_weights.unbind(-1))
+            if bool(weights.any())
+        ]
 
     def forward(self, trunk: Sequence[Tensor], task_weights: Sequence[Tensor]) -> Tensor:
         """Trunk outputs `[T_i, d]` and task weights `[T_i, tasks]` of a batch → the last layer's output `[B, T, d]`."""
         self.route(torch.nn.utils.rnn.pad_sequence(list(task_weights), batch_first=True))
         return self.backbone.run(pad_hidden(trunk), self.trunk_layers, self.backbone.num_layers)
 
-    def expert_tensors(self, expert_id: str, dtype: torch.dtype = STORED_DTYPE) -> dict[str, Tensor]:
+    def expert_tensors(self, expert_id: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The expert as the bank keeps it (`docs/design.md`)."""
+        dtype = dtype or self.dtypes[expert_id]
         tensors: dict[str, Tensor] = {}
         for (layer, target), delta in self.experts[expert_id].items():
             stem = f"layers.{layer}.{target}."

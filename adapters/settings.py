@@ -13,9 +13,19 @@ Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 class LearnSettings(BaseModel):
     """Settings of one `seta learn`; a bank's first generation fixes `trunk_layers`, `block_size` and `targets`.
 
-    `density`: share of the sub-blocks above the trunk that one task may take (the paper's rho). `rank`: rank of a
-    sub-block's delta. `late_start`: share of training examples in which the expert starts at a random later token than
-    the gate lets it.
+    The parts of the method can be switched one by one; `docs/method.md` explains them. The paper's symbols are in
+    brackets.
+
+    `density` [rho]: share of the sub-blocks above the trunk that one task may take. `adaptive_budget`: selection goes
+    on past it while it finds blocks that no earlier task has. `divergence`: block scores are pushed away from earlier
+    tasks' (eq. 4). `rank`: rank of a sub-block's delta. `late_start`: share of training examples in which the expert
+    starts at a random later token than the gate lets it.
+
+    `sharing`: what happens to blocks that earlier tasks hold and the new one wants, too. "none": every task has deltas
+    of its own there; "frozen": it composes the earlier ones as they are; "elastic": they become shared experts that
+    learn on (eq. 6, 7). `share_at_least` [tau_ect]: fewer common blocks in a layer are not shared. `keep_at_least`
+    [tau_trt]: a smaller rest of an expert in a layer is shared, too. `anchor_strength` [lambda_base]; `anchor_weights`:
+    shared experts that learn are held to what they were [L_reg, eq. 9-11].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,7 +33,14 @@ class LearnSettings(BaseModel):
     block_size: int = Field(default=64, ge=8)
     targets: tuple[Target, ...] = ("v_proj",)
     density: float = Field(default=0.5, gt=0, le=1)
+    adaptive_budget: bool = False
+    divergence: bool = False
     rank: int = Field(default=32, ge=1, le=4096)
+    sharing: Literal["none", "frozen", "elastic"] = "none"
+    share_at_least: int = Field(default=5, ge=1)
+    keep_at_least: int = Field(default=2, ge=0)
+    anchor_strength: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    anchor_weights: bool = True
     steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)

@@ -22,9 +22,12 @@ Blocks = Tensor
 
 @dataclass
 class Gates:
-    """The per-token expert gates of the current forward pass, set once for the whole stack: id → `[B, T]` float32."""
+    """The gates of the current forward pass, set once for the whole stack.
 
-    by_expert: dict[str, Tensor] = field(default_factory=dict)
+    Sets of experts that have one gate in common, as a task's have, with that gate: `[B, T]` float32.
+    """
+
+    active: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)
 
 
 class SparseDelta(nn.Module):
@@ -47,14 +50,32 @@ class SparseDelta(nn.Module):
         a = (torch.rand(len(blocks), rank, size, generator=generator) * 2 - 1) / math.sqrt(size)
         return cls(blocks, a, torch.zeros(len(blocks), size, rank), shape)
 
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    def take(self, chosen: Blocks) -> SparseDelta:
+        """The rows of some of its blocks, the very same values; `chosen [m, 2]` in order, each one held here."""
+        place = {tuple(block): row for row, block in enumerate(self.blocks.tolist())}
+        rows = torch.tensor([place[tuple(block)] for block in chosen.tolist()])
+        return SparseDelta(chosen, self.a.detach()[rows], self.b.detach()[rows], self.shape)
+
+    def without(self, chosen: Blocks | None) -> SparseDelta | None:
+        """What `take(chosen)` leaves; None if that is nothing."""
+        taken = set() if chosen is None else {tuple(block) for block in chosen.tolist()}
+        left = [block for block in self.blocks.tolist() if tuple(block) not in taken]
+        return self.take(torch.tensor(left, dtype=torch.int32)) if left else None
+
+    def products(self) -> Tensor:
+        """`B_b A_b` of every block, `[n, l, l]`, differentiable."""
+        return torch.bmm(self.b, self.a)
+
     def dense(self) -> Tensor:
         """ΔW `[d_out, d_in]`, differentiable."""
         size = self.a.shape[-1]
         rows, columns = self.shape[0] // size, self.shape[1] // size
         index = self.blocks[:, 0] * columns + self.blocks[:, 1]
-        grid = torch.zeros(rows * columns, size, size, dtype=self.a.dtype).index_copy(
-            0, index, torch.bmm(self.b, self.a)
-        )
+        grid = torch.zeros(rows * columns, size, size, dtype=self.a.dtype).index_copy(0, index, self.products())
         return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(self.shape)
 
 
@@ -66,25 +87,49 @@ class RoutedLinear(nn.Module):
         self.base = base
         self.gates = gates
         self.deltas: dict[str, SparseDelta] = {}
-        self._frozen: dict[str, Tensor] = {}
+        self._frozen: set[str] = set()
+        self._merged: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, expert_id: str, delta: SparseDelta) -> None:
+        self._forget(expert_id)
         self.deltas[expert_id] = delta
-        self._frozen.pop(expert_id, None)
+
+    def remove(self, expert_id: str) -> None:
+        self._forget(expert_id)
+        del self.deltas[expert_id]
+
+    def thaw(self, expert_id: str) -> None:
+        """Let an expert learn again."""
+        self._forget(expert_id)
+        self.deltas[expert_id].requires_grad_(True)
 
     def freeze(self, expert_id: str) -> None:
-        """Isolation (eq. 8): an earlier expert gets no gradient; its dense delta is kept, not rebuilt each step."""
-        delta = self.deltas[expert_id].requires_grad_(False)
-        self._frozen[expert_id] = delta.dense().to(self.base.weight.dtype)
+        """Isolation (eq. 8): an earlier expert gets no gradient, and is assembled once, not at each step."""
+        self._forget(expert_id)
+        self.deltas[expert_id].requires_grad_(False)
+        self._frozen.add(expert_id)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
-        for expert_id, delta in self.deltas.items():
-            gate = self.gates.by_expert.get(expert_id)
-            if gate is None:
-                continue
-            weight = self._frozen.get(expert_id)
-            if weight is None:
-                weight = delta.dense().to(x.dtype)
-            y = y + nn.functional.linear(x, weight) * gate.unsqueeze(-1).to(x.dtype)
+        for expert_ids, gate in self.gates.active:
+            mine = tuple(expert_id for expert_id in expert_ids if expert_id in self.deltas)
+            if mine:
+                y = y + nn.functional.linear(x, self.delta_of(mine)) * gate.unsqueeze(-1).to(x.dtype)
         return y
+
+    def delta_of(self, expert_ids: tuple[str, ...]) -> Tensor:
+        """The sum of some experts' deltas `[d_out, d_in]` in the base's dtype, kept if all of them are frozen.
+
+        Cutting an expert in two and adding both up gives the same bits: their blocks are disjoint.
+        """
+        if expert_ids in self._merged:
+            return self._merged[expert_ids]
+        first, *others = (self.deltas[expert_id].dense() for expert_id in expert_ids)
+        weight = sum(others, first).to(self.base.weight.dtype)
+        if self._frozen.issuperset(expert_ids):
+            self._merged[expert_ids] = weight
+        return weight
+
+    def _forget(self, expert_id: str) -> None:
+        self._frozen.discard(expert_id)
+        self._merged = {ids: weight for ids, weight in self._merged.items() if expert_id not in ids}

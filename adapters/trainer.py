@@ -1,7 +1,7 @@
-"""Learn one task: score blocks → fit the gate → fit the expert → evaluate → publish.
+"""Choose a task's blocks by gradient, and fit the experts that learn it.
 
-The trunk runs once per example. The expert trains under the gate's own decisions, and for a share of the examples it
-starts later still: an expert that always saw itself from the first token fails when a causal gate switches it on in
+The trunk runs once per example. The experts train under the gate's own decisions, and for a share of the examples they
+start later still: an expert that always saw itself from the first token fails when a causal gate switches it on in
 mid-prompt.
 """
 
@@ -10,15 +10,19 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from adapters.blocks import Site, WarmUp, block_means, layer_quotas, select, standardise
+from adapters.anchoring import Anchors
+from adapters.blocks import Block, Site, WarmUp, block_means, by_site, standardise
+from adapters.budget import coverage, layer_quotas, select, select_past_quotas
 from adapters.examples import Prepared
 from adapters.progress import Steps
 from adapters.routed import Expert, RoutedModel
+from adapters.score_history import ScoreHistory
 from adapters.settings import LearnSettings
 from adapters.sparse_lora import SparseDelta
 
@@ -51,13 +55,36 @@ def answer_loss(model: RoutedModel, data: Prepared, batch: list[int], weights: l
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def choose_blocks(
-    model: RoutedModel, data: Prepared, settings: LearnSettings, coverage: dict[int, float]
-) -> tuple[dict[Site, Tensor], int]:
-    """Gradient warm-up on the untouched weights (eq. 2), block scores (eq. 3), per-layer quotas.
+@dataclass(frozen=True)
+class Choice:
+    """The blocks a task wants [P_t], their scores (eq. 3), and how many warm-up steps these took."""
 
-    Returns the blocks and the number of warm-up steps.
-    """
+    blocks: frozenset[Block]
+    scores: dict[Site, Tensor]
+    warm_up_steps: int
+
+
+def choose_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings, history: ScoreHistory) -> Choice:
+    """Gradient warm-up on the untouched weights (eq. 2), block scores (eq. 3, 4), the budget."""
+    scores, warm_up_steps = score_blocks(model, data, settings)
+    held = frozenset[Block]().union(*model.blocks().values())
+    wanted = history.diverging(scores) if settings.divergence else scores
+    return Choice(frozenset(within_budget(wanted, held, settings)), scores, warm_up_steps)
+
+
+def within_budget(scores: dict[Site, Tensor], held: Collection[Block], settings: LearnSettings) -> list[Block]:
+    """The best blocks under the layers' quotas; `held` are those of earlier tasks."""
+    per_layer: dict[int, int] = {}
+    for (layer, _), grid in scores.items():
+        per_layer[layer] = per_layer.get(layer, 0) + grid.numel()
+    quotas = layer_quotas(per_layer, coverage(per_layer, held), settings.density)
+    if settings.adaptive_budget:
+        return select_past_quotas(scores, quotas, held)
+    return select(scores, quotas)
+
+
+def score_blocks(model: RoutedModel, data: Prepared, settings: LearnSettings) -> tuple[dict[Site, Tensor], int]:
+    """Standardised block scores (eq. 3) and the number of warm-up steps (eq. 2)."""
     draw = batch_source(len(data), settings.batch_size, random.Random(settings.seed))
     weights = {site: routed.base.weight for site, routed in model.sites.items()}
     sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
@@ -75,28 +102,26 @@ def choose_blocks(
                 weight.grad = None
             stop = rule.should_stop(math.sqrt(squares))
             steps.advance(f"rho {rule.rhos[-1]:.3f}")
-    per_layer: dict[int, int] = {}
-    for (layer, _), total in sums.items():
-        per_layer[layer] = per_layer.get(layer, 0) + total.numel()
-    means = {site: total / len(rule.norms) for site, total in sums.items()}
-    return select(standardise(means), layer_quotas(per_layer, coverage, settings.density)), len(rule.norms)
+    return standardise({site: total / len(rule.norms) for site, total in sums.items()}), len(rule.norms)
 
 
-def new_expert(model: RoutedModel, blocks: dict[Site, Tensor], settings: LearnSettings) -> Expert:
+def new_expert(model: RoutedModel, blocks: Collection[Block], settings: LearnSettings) -> Expert:
     generator = torch.Generator().manual_seed(settings.seed)
     expert: Expert = {}
-    for site, found in blocks.items():
+    for site, found in by_site(blocks).items():
         base = model.sites[site].base
         shape = (base.out_features, base.in_features)
         expert[site] = SparseDelta.fresh(found, settings.rank, settings.block_size, shape, generator)
     return expert
 
 
-def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: LearnSettings) -> float:
-    """AdamW on the expert's rank rows alone. Returns the mean loss of the last tenth of the steps."""
+def fit_experts(
+    model: RoutedModel, plastic: Sequence[str], data: Prepared, settings: LearnSettings, anchors: Anchors
+) -> float:
+    """AdamW on the rank rows of the experts `plastic` alone. Returns the mean NLL of the last tenth of the steps."""
     rng = random.Random(settings.seed)
     draw = batch_source(len(data), settings.batch_size, rng)
-    parameters = [parameter for delta in expert.values() for parameter in delta.parameters()]
+    parameters = [p for expert_id in plastic for delta in model.experts[expert_id].values() for p in delta.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     losses: list[float] = []
     started, tokens = time.monotonic(), 0
@@ -105,18 +130,27 @@ def fit_expert(model: RoutedModel, expert: Expert, data: Prepared, settings: Lea
             batch = draw()
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * schedule(step, settings.steps)
-            loss = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
+            nll = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
+            loss = objective(nll, anchors, settings)
             if loss.requires_grad:  # else the gate sends no token of the batch to the expert
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
                 optimiser.step()
-            losses.append(float(loss.detach()))
+            losses.append(float(nll.detach()))
             tokens += sum(len(data.trunk[i]) for i in batch)
             recent = losses[-10:]
             steps.advance(f"loss {sum(recent) / len(recent):.3f}, {tokens / (time.monotonic() - started):.0f} tokens/s")
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
+
+
+def objective(nll: Tensor, anchors: Anchors, settings: LearnSettings) -> Tensor:
+    """`NLL + L_reg` (eq. 13); NLL alone where no shared expert learns."""
+    if not anchors.by_expert or not settings.anchor_weights:
+        return nll
+    penalty, _ = anchors.weight_penalty()
+    return nll + penalty
 
 
 def late_start(data: Prepared, index: int, share: float, rng: random.Random) -> Tensor:

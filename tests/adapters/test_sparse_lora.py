@@ -56,6 +56,19 @@ def test_dense_is_zero_outside_the_blocks() -> None:
     assert not dense.any()
 
 
+def test_taking_every_part_of_a_delta_leaves_nothing_out() -> None:
+    """Rows are the very same bytes, and the parts' deltas add up to the whole."""
+    delta = random_delta([(0, 1), (0, 2), (1, 0), (1, 2)], seed=6)
+    parts = [torch.tensor(chosen, dtype=torch.int32) for chosen in ([[0, 2], [1, 0]], [[0, 1], [1, 2]])]
+    first, second = (delta.take(part) for part in parts)
+    assert torch.equal(first.a, delta.a[[1, 2]]) and torch.equal(first.b, delta.b[[1, 2]])
+    assert first.blocks.tolist() == [[0, 2], [1, 0]] and first.rank == RANK
+    torch.testing.assert_close(first.dense() + second.dense(), delta.dense())
+    with torch.no_grad():
+        first.a.zero_()
+    assert bool(delta.a.any(dim=(1, 2)).all()), "a part has its own memory"
+
+
 def test_a_fresh_delta_is_zero_and_can_learn() -> None:
     blocks = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
     delta = SparseDelta.fresh(blocks, RANK, SIZE, SHAPE, torch.Generator().manual_seed(0))
@@ -74,7 +87,7 @@ def test_gates_of_zero_give_the_base_output_bit_for_bit(dtype: torch.dtype, is_f
     x = inputs(dtype)
     expected = layer.base(x)
     assert torch.equal(layer(x), expected), "no gate is set"
-    gates.by_expert = {"one": torch.zeros(2, 5), "two": torch.zeros(2, 5)}
+    gates.active = [(("one",), torch.zeros(2, 5)), (("two",), torch.zeros(2, 5))]
     assert torch.equal(layer(x), expected)
 
 
@@ -82,7 +95,7 @@ def test_tokens_whose_gates_are_zero_are_bit_for_bit_base_among_others() -> None
     layer, gates = routed()
     gate = torch.zeros(2, 5)
     gate[0, 3] = 1
-    gates.by_expert = {"one": gate}
+    gates.active = [(("one",), gate)]
     x = inputs()
     y, base = layer(x), layer.base(x)
     is_routed = gate.bool()
@@ -97,14 +110,15 @@ def test_gates_weigh_the_experts_of_every_token(frozen: list[str]) -> None:
     for expert_id in frozen:
         layer.freeze(expert_id)
     generator = torch.Generator().manual_seed(5)
-    gates.by_expert = {name: torch.rand(2, 5, generator=generator) for name in ("one", "two")}
+    by_expert = {name: torch.rand(2, 5, generator=generator) for name in ("one", "two")}
+    gates.active = [((name,), gate) for name, gate in by_expert.items()]
     x = inputs()
     y = layer(x)
     for row in range(2):
         for t in range(5):
             expected = layer.base.weight @ x[row, t] + layer.base.bias
             for name, delta in layer.deltas.items():
-                expected = expected + gates.by_expert[name][row, t] * (slow_dense(delta) @ x[row, t])
+                expected = expected + by_expert[name][row, t] * (slow_dense(delta) @ x[row, t])
             torch.testing.assert_close(y[row, t], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -112,7 +126,7 @@ def test_frozen_experts_and_the_base_get_no_gradient() -> None:
     """Isolation, eq. 8: only the expert that trains has gradients."""
     layer, gates = routed()
     layer.freeze("one")
-    gates.by_expert = {"one": torch.ones(2, 5), "two": torch.ones(2, 5)}
+    gates.active = [(("one", "two"), torch.ones(2, 5))]
     layer(inputs()).pow(2).sum().backward()
     for parameter in (*layer.deltas["one"].parameters(), *layer.base.parameters()):
         assert parameter.grad is None
@@ -125,6 +139,42 @@ def test_an_expert_added_again_replaces_the_frozen_one() -> None:
     layer.freeze("one")
     fresh = random_delta([(0, 1)], seed=9)
     layer.add("one", fresh)
-    gates.by_expert = {"one": torch.ones(2, 5)}
+    gates.active = [(("one",), torch.ones(2, 5))]
     x = inputs()
     torch.testing.assert_close(layer(x), layer.base(x) + x @ slow_dense(fresh).T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_expert_cut_in_two_computes_the_same_bits(dtype: torch.dtype) -> None:
+    layer, gates = routed(dtype)
+    layer.freeze("one")
+    gates.active = [(("one",), torch.ones(2, 5))]
+    x = inputs(dtype)
+    expected = layer(x)
+    whole = layer.deltas["one"]
+    part = torch.tensor([[1, 2]], dtype=torch.int32)
+    rest = whole.without(part)
+    assert rest is not None and whole.without(whole.blocks) is None
+    layer.remove("one")
+    layer.add("one", rest)
+    layer.add("shared", whole.take(part))
+    gates.active = [(("one", "shared"), torch.ones(2, 5))]
+    assert torch.equal(layer(x), expected)
+    for expert_id in ("one", "shared"):
+        layer.freeze(expert_id)
+    assert torch.equal(layer(x), expected)
+
+
+def test_an_expert_that_learns_again_is_assembled_anew() -> None:
+    layer, gates = routed()
+    for expert_id in ("one", "two"):
+        layer.freeze(expert_id)
+    gates.active = [(("one", "two"), torch.ones(2, 5))]
+    x = inputs()
+    before = layer(x)
+    layer.thaw("one")
+    with torch.no_grad():
+        layer.deltas["one"].b.mul_(2)
+    torch.testing.assert_close(layer(x) - before, x @ slow_dense(layer.deltas["one"]).T / 2, atol=1e-4, rtol=1e-4)
+    layer(x).sum().backward()
+    assert layer.deltas["one"].b.grad is not None and layer.deltas["two"].b.grad is None

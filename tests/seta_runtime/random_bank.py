@@ -11,6 +11,7 @@ import torch
 from adapters.backbone import Backbone
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, Target, TaskInfo
 from adapters.base_model import fingerprint
+from adapters.blocks import Block, blocks_at
 from adapters.calibrate import GateSettings, calibrate, general_prompts
 from adapters.data import Example
 from adapters.examples import gate_samples, prepare
@@ -79,13 +80,13 @@ def _add_task(bank: Bank, old: Manifest, task: str, model: RoutedModel, gate: An
 
 def _add_random_expert(model: RoutedModel, expert_id: str, manifest: Manifest, seed: int) -> None:
     """Two sub-blocks a projection in the first task (a sparse form), all of them in the second (a dense one)."""
-    blocks = {}
+    blocks: set[Block] = set()
     for layer, target in model.sites:
         rows, columns = (d // BLOCK_SIZE for d in manifest.base.target_dims(target))  # type: ignore[arg-type]
         grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(torch.int32)
         generator = torch.Generator().manual_seed(100 * seed + layer)
         chosen = torch.randperm(len(grid), generator=generator)[: 2 if seed == 1 else len(grid)].sort().values
-        blocks[layer, target] = grid[chosen]
+        blocks |= blocks_at({(layer, target): grid[chosen]})
     expert = new_expert(model, blocks, LearnSettings(block_size=BLOCK_SIZE, rank=RANK))
     for index, delta in enumerate(expert.values()):
         generator = torch.Generator().manual_seed(1000 * seed + index)

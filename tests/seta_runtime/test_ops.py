@@ -160,7 +160,8 @@ def test_serving_equals_the_layer_that_was_trained(count: int) -> None:
     x = torch.randn(9, SHAPE[1], generator=generator)
     task_of = torch.tensor([0, 1, -1, 0, 0, 1, -1, 1, 0])
     for index, column in enumerate(membership.T):
-        trained.gates.by_expert[str(index)] = torch.where(task_of >= 0, column[task_of], 0).float().unsqueeze(0)
+        gate = torch.where(task_of >= 0, column[task_of], 0).float().unsqueeze(0)
+        trained.gates.active.append(((str(index),), gate))
 
     packed = pack(experts, membership.bool(), SHAPE, torch.float32, CPU)
     y = linear(x)

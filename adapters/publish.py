@@ -1,0 +1,104 @@
+"""Write what was learned: the changed experts, the gate, the block scores, and the manifest that makes it a generation.
+
+Experts that a task left alone are referred to, not written. One that the task cut in two keeps its id for what is left
+of it; the part that it shares has an id of its own (`adapters.split_on_share.shared_id`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, ScoresInfo, TaskInfo
+from adapters.evaluate import TaskScore
+from adapters.gate import AnalyticGate
+from adapters.routed import RoutedModel
+from adapters.score_history import ScoreHistory
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One task's outcome. `changed`: the experts that are new or not what they were; `numbers`: further metrics."""
+
+    name: str
+    num_train: int
+    changed: Collection[str]
+    scores: Mapping[str, TaskScore]
+    numbers: Mapping[str, float]
+
+
+def publish(
+    bank: Bank,
+    old: Manifest,
+    model: RoutedModel,
+    gate: AnalyticGate,
+    history: ScoreHistory,
+    learned: Learned,
+    settings: dict[str, object],
+) -> Manifest:
+    """The generation after `old` that knows one more task; the bank makes it current. Raises BankError."""
+    generation = max(bank.generations()) + 1
+    score = learned.scores[learned.name]
+    metrics = {"accuracy": round(score.accuracy, 2), "routing": round(score.routing, 2), **learned.numbers}
+    task = TaskInfo(
+        name=learned.name,
+        generation=generation,
+        num_train=learned.num_train,
+        num_test=score.num_test,
+        metrics=metrics,
+    )
+    tasks = (*old.tasks, task)
+    manifest = old.model_copy(
+        update={
+            "format_version": 2,
+            "generation": generation,
+            "parent": old.generation,
+            "created": datetime.now(UTC).replace(microsecond=0),
+            "tasks": tasks,
+            "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
+            "membership": membership(model, len(tasks)),
+            "gate": GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+            "scores": ScoresInfo(**bank.put_object(history.tensors())._asdict()),
+            "accuracy_matrix": next_matrix(old, learned.name, learned.scores),
+            "settings": settings,
+        }
+    )
+    bank.publish(manifest)
+    return manifest
+
+
+def membership(model: RoutedModel, num_tasks: int) -> tuple[tuple[int, ...], ...]:
+    """`[tasks][experts]` of 0/1: which experts each task composes."""
+    return tuple(tuple(int(task in tasks) for tasks in model.expert_tasks.values()) for task in range(num_tasks))
+
+
+def next_matrix(old: Manifest, name: str, scores: Mapping[str, TaskScore]) -> tuple[tuple[float, ...], ...]:
+    """One more row, if every task's held-out data was at hand; else no matrix, rather than one with holes."""
+    names = [*(task.name for task in old.tasks), name]
+    if any(task not in scores for task in names) or len(old.accuracy_matrix) != len(old.tasks):
+        return ()
+    return (*old.accuracy_matrix, tuple(round(scores[task].accuracy, 2) for task in names))
+
+
+def _experts(
+    bank: Bank, old: Manifest, model: RoutedModel, names: list[str], changed: Collection[str]
+) -> tuple[ExpertInfo, ...]:
+    known = {expert.id: expert for expert in old.experts}
+    experts = []
+    for expert_id, deltas in model.experts.items():
+        if expert_id in known and expert_id not in changed:
+            experts.append(known[expert_id])
+            continue
+        tasks = tuple(names[task] for task in model.expert_tasks[expert_id])
+        experts.append(
+            ExpertInfo(
+                id=expert_id,
+                kind="unique" if len(tasks) == 1 else "shared",
+                tasks=tasks,
+                rank=next(iter(deltas.values())).rank,
+                num_blocks=sum(len(delta.blocks) for delta in deltas.values()),
+                **bank.put_object(model.expert_tensors(expert_id))._asdict(),
+            )
+        )
+    return tuple(experts)
