@@ -52,11 +52,8 @@ class Steps:
         if not console.is_terminal and now - max(self.printed, self.started) > LOG_EVERY_SECONDS:
             self.printed = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            print(
-                f"{self.what}: {self.done}/{self.total} {self.unit}, {message}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = ", ".join(filter(None, (f"{self.done}/{self.total} {self.unit}", message, f"{left:.0f} s left")))
+            print(f"{self.what}: {said}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
