@@ -37,9 +37,9 @@ def _serve(**options: Any) -> None:
         config = build_config(**given)
         access = load_access(config)
         with bind(config) as sock:
-            from .run import serve  # imports torch
+            from .launch import launch
 
-            serve(config, sock, access)
+            launch(config, sock, access)
     except (ServeError, ImportError) as error:
         if options["log_level"] == "debug":
             raise

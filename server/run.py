@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from . import environment, preflight
+from . import preflight
 from .access import Access
 from .admission import Admission, bounds
 from .app import build_app
@@ -34,21 +34,10 @@ _DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
 _ABANDON_SECONDS = 3.0
 
 
-def serve(config: ServeConfig, sock: socket.socket, access: Access) -> None:
+def serve(config: ServeConfig, console: Console, sock: socket.socket, access: Access) -> None:
     """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
-    environment.prepare(config)
-    console = Console(is_quiet=config.log_level != "debug")
-    try:
-        _log_to(console, config)
-        plan = _check(config, console)
-        _serve(Service(config, access), plan, console, sock)
-    finally:
-        end_engine_processes()
-        console.restore()
-
-
-def _serve(service: Service, plan: Plan, console: Console, sock: socket.socket) -> None:
-    config = service.config
+    plan = _check(config, console)
+    service = Service(config, access)
     http = uvicorn.Config(
         build_app(service),
         log_config=None,
@@ -197,16 +186,6 @@ def _check(config: ServeConfig, console: Console) -> Plan:
         f"generation {manifest.generation} with {len(manifest.tasks)} tasks fits the base model; starting the engine"
     )
     return plan
-
-
-def _log_to(console: Console, config: ServeConfig) -> None:
-    handler = logging.StreamHandler(console.err)
-    handler.setFormatter(logging.Formatter("seta: %(levelname)s %(message)s"))
-    for name in ("seta", "uvicorn"):
-        log = logging.getLogger(name)
-        log.handlers = [handler]
-        log.propagate = False
-        log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
 
 
 def _no_start(cause: str) -> str:

@@ -21,6 +21,7 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from adapters.bank import Bank, BankPathEscape, check_base
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.gate import Gate, load_gate
+from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.layer import OutputSlice, RoutedProjection
 from seta_runtime.resident import Layout, ResidentGeneration, bank_root_of
@@ -166,6 +167,7 @@ def install() -> None:
     """Put the worker manager in place; engines without a `seta` section in `additional_config` get vLLM's own."""
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
+    use_fork_server()
     if getattr(mixin.LRUCacheWorkerLoRAManager, "is_seta_choice", False):
         return
 
@@ -175,6 +177,17 @@ def install() -> None:
 
     choose.is_seta_choice = True  # type: ignore[attr-defined]
     mixin.LRUCacheWorkerLoRAManager = choose
+
+
+def use_fork_server() -> None:
+    """Where a fork server runs, let it make the engine's processes; vLLM would start fresh interpreters."""
+    if not fork_server.is_in_use():
+        return
+    from vllm.v1.engine import utils as engine_processes
+    from vllm.v1.executor import multiproc_executor as worker_processes
+
+    for module in (engine_processes, worker_processes):
+        module.get_mp_context = fork_server.ForkServer
 
 
 def _decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -1,0 +1,39 @@
+"""The first moments of `seta serve`: what has to be in place before torch and vLLM are imported, here or elsewhere."""
+
+import logging
+import socket
+
+from seta_runtime import fork_server
+
+from . import environment
+from .access import Access
+from .config import ServeConfig
+from .console import Console
+from .processes import end_engine_processes
+
+
+def launch(config: ServeConfig, sock: socket.socket, access: Access) -> None:
+    """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
+    environment.prepare(config)
+    console = Console(is_quiet=config.log_level != "debug")
+    try:
+        _log_to(console, config)
+        if config.enforce_eager and fork_server.is_supported():
+            environment.disable_compiler()
+            fork_server.start()  # its imports and those below run side by side
+        from .run import serve
+
+        serve(config, console, sock, access)
+    finally:
+        end_engine_processes()
+        console.restore()
+
+
+def _log_to(console: Console, config: ServeConfig) -> None:
+    handler = logging.StreamHandler(console.err)
+    handler.setFormatter(logging.Formatter("seta: %(levelname)s %(message)s"))
+    for name in ("seta", "uvicorn"):
+        log = logging.getLogger(name)
+        log.handlers = [handler]
+        log.propagate = False
+        log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
