@@ -11,6 +11,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from seta_runtime import fork_server
+from seta_runtime.config import VLLM_VERSION
 from tests.server.process import REPO, ServerProcess
 
 CHILD = """
@@ -33,6 +34,7 @@ KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from seta_runtime import fork_server
+from seta_runtime.config import VLLM_VERSION
 from child import ignore_everything
 
 if __name__ == "__main__":
@@ -48,6 +50,7 @@ PARENT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from seta_runtime import fork_server
+from seta_runtime.config import VLLM_VERSION
 from child import report
 
 if __name__ == "__main__":
@@ -104,7 +107,7 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch, preload: str, is_inst
     def version(name: str) -> str:
         if not is_installed:
             raise PackageNotFoundError(name)
-        return "0.32.0"
+        return VLLM_VERSION
 
     monkeypatch.setattr(fork_server, "version", version)
     monkeypatch.setenv("LD_PRELOAD", preload)
