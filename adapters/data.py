@@ -7,12 +7,14 @@ template, exactly as the server renders a chat request, so that training and ser
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 MAX_LINE_BYTES = 1 << 20
 MAX_EXAMPLES = 1_000_000
@@ -28,6 +30,11 @@ class Message(BaseModel):
     role: str = Field(pattern="^(system|user|assistant)$")
     content: str
 
+    @field_validator("content")
+    @classmethod
+    def _is_text(cls, content: str) -> str:
+        return _without_nul(content)
+
 
 class Example(BaseModel):
     """One line of a task file; `messages` is what the chat template renders."""
@@ -37,12 +44,29 @@ class Example(BaseModel):
     prompt: str | None = Field(default=None, min_length=1)
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     answer: str = Field(min_length=1)
+    _where: str = PrivateAttr(default="")
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.strip():
+            raise ValueError("is only white space")
+        return _without_nul(value)
 
     @model_validator(mode="after")
     def _one_input(self) -> Example:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of 'prompt' and 'messages'")
+        if self.messages is not None and self.messages[-1].role == "assistant":
+            raise ValueError("the last message is the assistant's; what it should say belongs into 'answer'")
         return self
+
+    @property
+    def where(self) -> str:
+        """`file:line`, or the task's name for an example that was not read from a file."""
+        return self._where or f"task {self.task!r}"
 
     def chat(self) -> list[dict[str, str]]:
         if self.messages is not None:
@@ -72,11 +96,21 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def read_tasks(*paths: Path) -> dict[str, list[Example]]:
-    """Group the files' examples by task, in the order in which the tasks first appear."""
+    """Group the files' examples by task, in the order in which the tasks first appear.
+
+    Raises DataError for a task that is in two files: two data sets of one name are more likely a mistake than a wish.
+    """
     tasks: dict[str, list[Example]] = {}
     for path in paths:
+        found: dict[str, list[Example]] = {}
         for example in read_examples(path):
-            tasks.setdefault(example.task, []).append(example)
+            found.setdefault(example.task, []).append(example)
+        for name in found.keys() & tasks.keys():
+            raise DataError(
+                f"{found[name][0].where}: task {name!r} is already in {tasks[name][0].where}; put one task's examples "
+                "into one file, or give one of the two another name"
+            )
+        tasks |= found
     return tasks
 
 
@@ -101,9 +135,21 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 def render(tokenizer: Any, example: Example, max_tokens: int) -> Tokens | None:
-    """Render one example; None when it does not fit in `max_tokens`."""
-    prompt = render_chat(tokenizer, example.chat())
+    """Render one example; None when it does not fit in `max_tokens`.
+
+    Raises DataError where the chat template refuses the messages, and for an answer that no model could give because
+    the end of turn is in the midst of it.
+    """
+    try:
+        prompt = render_chat(tokenizer, example.chat())
+    except TemplateError as error:
+        raise DataError(f"{example.where}: the model's chat template refuses the messages: {error}") from error
     answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    if tokenizer.eos_token_id in answer[:-1]:
+        raise DataError(
+            f"{example.where}: answer: holds the end-of-turn token {tokenizer.eos_token!r}, with which every answer "
+            "ends by itself; leave it out"
+        )
     if len(prompt) + len(answer) > max_tokens:
         return None
     return Tokens(prompt, answer, example.answer)
@@ -117,8 +163,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise DataError(
                         f"{path}:{number}: over {MAX_EXAMPLES} lines, or a line over {MAX_LINE_BYTES} bytes"
                     )
-                if raw.strip():
-                    yield number, _decode(path, number, raw)
+                text = raw.removeprefix(BOM_UTF8) if number == 1 else raw
+                if text.strip():
+                    yield number, _decode(path, number, text)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -132,17 +179,35 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
 
 def _load(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
         raise DataError(f"{path}:{number}: not JSON that can be read: {error}") from error
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON leaves open which of two equal keys counts, so neither does."""
+    row: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in row:
+            raise ValueError(f"the key {key[:80]!r} is there twice")
+        row[key] = value
+    return row
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"holds a NUL character at position {text.index(chr(0))}; the file is damaged, or no text")
+    return text
+
+
 def _parse(path: Path, number: int, line: str) -> Example:
     row = _load(path, number, line)
     try:
-        return Example.model_validate(row)
+        example = Example.model_validate(row)
+        example._where = f"{path}:{number}"
+        return example
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "line"

@@ -36,6 +36,32 @@ BAD_LINES = {
     "answer no string": (b'{"task": "t", "prompt": "p", "answer": 7}\n', "answer: "),
     "task name with a slash": (b'{"task": "../t", "prompt": "p", "answer": "a"}\n', "task: "),
     "half a surrogate pair": (b'{"task": "t", "prompt": "\\ud800", "answer": "a"}\n', "prompt: "),
+    "white space for a prompt": (b'{"task": "t", "prompt": " \\n", "answer": "a"}\n', "prompt: is only white space"),
+    "white space for an answer": (b'{"task": "t", "prompt": "p", "answer": "\\t"}\n', "answer: is only white space"),
+    "NUL in a prompt": (
+        b'{"task": "t", "prompt": "p\\u0000q", "answer": "a"}\n',
+        "prompt: holds a NUL character at position 1",
+    ),
+    "NUL in an answer": (b'{"task": "t", "prompt": "p", "answer": "\\u0000"}\n', "answer: holds a NUL character"),
+    "NUL in a message": (
+        b'{"task": "t", "messages": [{"role": "user", "content": "\\u0000"}], "answer": "a"}\n',
+        "messages.0.content: holds a NUL character",
+    ),
+    "NUL bytes where a line was": (b"\0" * 40 + b"\n", "not JSON"),
+    "UTF-16": ('{"task": "t"}\n'.encode("utf-16"), "not UTF-8 at byte 0"),
+    "a key twice": (b'{"task": "t", "prompt": "p", "prompt": "q", "answer": "a"}\n', "the key 'prompt' is there twice"),
+    "a key twice in a message": (
+        b'{"task": "t", "messages": [{"role": "user", "content": "c", "role": "system"}], "answer": "a"}\n',
+        "the key 'role' is there twice",
+    ),
+    "the assistant's message last": (
+        b'{"task": "t", "messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}], '
+        b'"answer": "a"}\n',
+        "the last message is the assistant's",
+    ),
+    "a byte order mark in mid-file": (b"\xef\xbb\xbf" + GOOD, "not JSON"),
+    "null for an answer": (b'{"task": "t", "prompt": "p", "answer": null}\n', "answer: "),
+    "an empty task name": (b'{"task": "", "prompt": "p", "answer": "a"}\n', "task: "),
     "over-long line": (
         b'{"task": "t", "prompt": "' + b"p" * data.MAX_LINE_BYTES + b'"}\n',
         "a line over 1048576 bytes",
@@ -55,7 +81,29 @@ def test_a_bad_line_is_refused_with_file_and_line(name: str, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n  \n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbf" + GOOD, GOOD.replace(b"\n", b"\r\n"), b"\r\n" + GOOD.rstrip(), GOOD + b" \t\n"],
+    ids=["byte order mark", "CRLF", "an empty first line and no newline at the end", "white space at the end"],
+)
+def test_what_editors_leave_in_a_file_is_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(content)
+    (example,) = read_examples(path)
+    assert (example.task, example.prompt, example.answer) == ("colours", "sky?", "blue")
+    assert example.where == f"{path}:{content[: content.index(b'task')].count(10) + 1}"
+
+
+def test_equal_keys_are_found_in_linear_time(tmp_path: Path) -> None:
+    """A line of a hundred thousand keys is refused at the first that comes again."""
+    keys = ", ".join(f'"{i}": 0' for i in range(70_000))
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(f'{{{keys}, "69999": 1}}\n')
+    with pytest.raises(DataError, match=":1: .*'69999' is there twice"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n  \n", b"\xef\xbb\xbf\r\n"])
 def test_a_file_without_examples_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(content)
@@ -116,6 +164,19 @@ def test_tasks_keep_the_order_in_which_they_appear(tmp_path: Path) -> None:
     assert tasks["zeta"][1].chat() == [{"role": "user", "content": "3"}]
 
 
+def test_a_task_in_two_files_is_refused_with_both_places(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.write_bytes(b"\n" + GOOD * 2)
+    other.write_bytes(GOOD.replace(b"colours", b"sums") + GOOD)
+    with pytest.raises(DataError) as error:
+        read_tasks(one, other)
+    assert str(error.value).startswith(f"{other}:2: task 'colours' is already in {one}:2; ")
+    with pytest.raises(DataError, match="'colours' is already"):
+        read_tasks(one, one)
+    other.write_bytes(GOOD.replace(b"colours", b"sums"))
+    assert list(read_tasks(one, other)) == ["colours", "sums"]
+
+
 def test_rendering_is_the_chat_template_then_the_answer_and_the_end_of_turn() -> None:
     tokenizer = make_tokenizer()
     example = Example(task="t", prompt="How are you?", answer="Well, thank you")
@@ -134,6 +195,27 @@ def test_an_example_that_does_not_fit_is_none() -> None:
     assert tokens is not None
     assert render(tokenizer, example, len(tokens.ids)) == tokens
     assert render(tokenizer, example, len(tokens.ids) - 1) is None
+
+
+def test_an_answer_with_the_end_of_turn_in_its_midst_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(GOOD + GOOD.replace(b"blue", b"blue<|im_end|>"))
+    fine, bad = read_examples(path)
+    assert render(make_tokenizer(), fine, 1000)
+    with pytest.raises(DataError, match=r"tasks.jsonl:2: answer: holds the end-of-turn token '<\|im_end\|>'"):
+        render(make_tokenizer(), bad, 1000)
+    unread = Example(task="t", prompt="p", answer="a<|im_end|>")
+    with pytest.raises(DataError, match="task 't': answer: "):
+        render(make_tokenizer(), unread, 1000)
+
+
+def test_messages_that_the_chat_template_refuses_are_an_error_with_file_and_line(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(GOOD)
+    with pytest.raises(DataError, match=r"tasks.jsonl:1: .*roles must alternate"):
+        render(tokenizer, read_examples(path)[0], 1000)
 
 
 def test_without_a_chat_template_the_text_itself_is_the_prompt() -> None:
