@@ -63,6 +63,11 @@ class Backbone:
         return self.model.dtype
 
     @property
+    def context_tokens(self) -> int:
+        """How many positions the model knows."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
     def eos_ids(self) -> set[int]:
         """The tokens that end a turn, as the server's engine knows them."""
         found = self.model.generation_config.eos_token_id

@@ -9,10 +9,11 @@ from adapters.bank import Bank, Manifest, check_base
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.data import DataError, Example
 from adapters.evaluate import TaskScore, score_task
-from adapters.examples import prepare
+from adapters.examples import places, prepare
 from adapters.gate import load_gate
 from adapters.progress import console
 from adapters.routed import RoutedModel
+from adapters.trunk_cache import TrunkMemory
 
 
 def evaluate_bank(
@@ -35,12 +36,13 @@ def evaluate_bank(
     routed = RoutedModel.of(backbone, bank, manifest)
     longest = manifest.settings.get("max_tokens")
     max_tokens = longest if isinstance(longest, int) else backbone.model.config.max_position_embeddings
-    scores = {}
+    scores, memory = {}, TrunkMemory()
     for name, examples in tests.items():
-        data, num_long = prepare(backbone, examples, manifest.trunk_layers, gate, max_tokens, name)
+        data, num_long = prepare(backbone, examples, manifest.trunk_layers, gate, max_tokens, name, memory)
         if num_long:
             console.print(
-                f"{name}: {num_long} of {len(examples)} examples are longer than {max_tokens} tokens, left out"
+                f"{name}: {num_long} of {len(examples)} examples are longer than {max_tokens} tokens "
+                f"and were left out: {places(data.too_long)}"
             )
         scores[name] = score_task(routed, gate, data, names.index(name), name)
     return manifest, scores

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -14,23 +16,48 @@ from adapters.data import DataError, Example, Tokens, render
 from adapters.gate import LOG_WEIGHT_FLOOR, AnalyticGate
 from adapters.routed import pool
 from adapters.trunk import batches_by_length, trunk_outputs
+from adapters.trunk_cache import TrunkMemory
+
+SHOWN_PLACES = 5
+
+
+class Derived(Sequence[Tensor]):
+    """`function(source[i])`, computed each time it is asked for: cheap next to a training step, and nothing is kept."""
+
+    def __init__(self, source: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.function = source, function
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.function(self.source[index])
 
 
 @dataclass
 class Prepared:
     """`tokens[i]`, `trunk[i] [T_i, d]`, `pooled[i] [T_i, c]`, and, once a gate is chosen, `weights[i] [T_i, tasks]`.
 
-    Trunk outputs stop one token early: the last answer token predicts nothing.
+    Trunk outputs stop one token early: the last answer token predicts nothing. Of the tensors only the trunk's outputs
+    are kept, in bounded memory; the others are computed from them when they are asked for. `too_long`: where the
+    examples are that did not fit.
     """
 
     tokens: list[Tokens]
-    trunk: list[Tensor]
-    pooled: list[Tensor]
-    weights: list[Tensor]
+    trunk: Sequence[Tensor]
+    pooled: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    too_long: list[str] = field(default_factory=list)
 
     def route(self, gate: AnalyticGate) -> None:
         """Take the gate's decisions for every token of every example."""
-        self.weights = [gate.decide(pooled) for pooled in self.pooled]
+        self.weights = Derived(self.pooled, gate.decide)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -48,19 +75,65 @@ class Prepared:
         return torch.tensor(rows), torch.tensor(positions), torch.tensor(labels)
 
     def batches(self, batch_tokens: int) -> list[list[int]]:
-        return list(batches_by_length([len(t) for t in self.trunk], batch_tokens))
+        return list(batches_by_length([len(t.ids) - 1 for t in self.tokens], batch_tokens))
 
 
 def prepare(
-    backbone: Backbone, examples: Sequence[Example], trunk_layers: int, gate: AnalyticGate, max_tokens: int, what: str
+    backbone: Backbone,
+    examples: Sequence[Example],
+    trunk_layers: int,
+    gate: AnalyticGate,
+    max_tokens: int,
+    what: str,
+    memory: TrunkMemory | None = None,
 ) -> tuple[Prepared, int]:
-    """Render and run the trunk. Also returns how many examples were too long. Raises DataError if none is left."""
-    rendered = [render(backbone.tokenizer, example, max_tokens) for example in examples]
-    tokens = [t for t in rendered if t is not None]
+    """Render and run the trunk. Also returns how many examples were too long.
+
+    Raises DataError if none is left, TrunkCacheError if there is no room for the trunk's outputs.
+    """
+    tokens, too_long = render_all(backbone, examples, max_tokens, what)
+    data = prepare_tokens(backbone, tokens, trunk_layers, gate, what, memory)
+    data.too_long = too_long
+    return data, len(too_long)
+
+
+def prepare_tokens(
+    backbone: Backbone,
+    tokens: list[Tokens],
+    trunk_layers: int,
+    gate: AnalyticGate,
+    what: str,
+    memory: TrunkMemory | None = None,
+) -> Prepared:
+    """Run the trunk over examples that are rendered already. Raises TrunkCacheError if there is no room for that."""
+    trunk = trunk_outputs(backbone, [t.ids[:-1] for t in tokens], trunk_layers, what, memory)
+    return Prepared(tokens, trunk, Derived(trunk, partial(pool, gate)), [])
+
+
+def render_all(
+    backbone: Backbone, examples: Sequence[Example], max_tokens: int, what: str
+) -> tuple[list[Tokens], list[str]]:
+    """The examples that fit into `max_tokens` and into the model's context, and where the others are.
+
+    Raises DataError if none is left, or one cannot be rendered.
+    """
+    limit = min(max_tokens, backbone.context_tokens)
+    rendered = [(example.where, render(backbone.tokenizer, example, limit)) for example in examples]
+    tokens = [found for _, found in rendered if found is not None]
+    too_long = [where for where, found in rendered if found is None]
     if not tokens:
-        raise DataError(f"{what}: every example is longer than {max_tokens} tokens; raise max_tokens or shorten them")
-    trunk = trunk_outputs(backbone, [t.ids[:-1] for t in tokens], trunk_layers, what)
-    return Prepared(tokens, trunk, [pool(gate, h) for h in trunk], []), len(rendered) - len(tokens)
+        whose = "max_tokens" if limit == max_tokens else "the model's context"
+        raise DataError(
+            f"{what}: every example is longer than {limit} tokens ({whose}), {places(too_long)}; "
+            f"{'raise max_tokens or ' if limit == max_tokens else ''}shorten them"
+        )
+    return tokens, too_long
+
+
+def places(where: Sequence[str]) -> str:
+    """The first few of a list of places, and how many more there are."""
+    more = [f"{len(where) - SHOWN_PLACES} more"] if len(where) > SHOWN_PLACES else []
+    return ", ".join([*where[:SHOWN_PLACES], *more])
 
 
 def gate_samples(gate: AnalyticGate, prepared: Prepared) -> Tensor:

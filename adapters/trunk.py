@@ -9,20 +9,32 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.progress import track
+from adapters.trunk_cache import TrunkCache, TrunkMemory
 
 BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
-def trunk_outputs(backbone: Backbone, sequences: Sequence[list[int]], trunk_layers: int, what: str) -> list[Tensor]:
-    """Per sequence of token ids, the residual stream that enters layer `trunk_layers`: `[T, d]`, the model's dtype."""
-    outputs: list[Tensor | None] = [None] * len(sequences)
-    batches = list(batches_by_length([len(s) for s in sequences], BATCH_TOKENS))
+def trunk_outputs(
+    backbone: Backbone,
+    sequences: Sequence[list[int]],
+    trunk_layers: int,
+    what: str,
+    memory: TrunkMemory | None = None,
+) -> TrunkCache:
+    """Per sequence of token ids, the residual stream that enters layer `trunk_layers`: `[T, d]`, the model's dtype.
+
+    What does not fit into `memory` is kept on disk. Raises TrunkCacheError where that has no room either.
+    """
+    lengths = [len(s) for s in sequences]
+    hidden_size = backbone.model.config.hidden_size
+    outputs = TrunkCache(lengths, hidden_size, backbone.dtype, memory or TrunkMemory())
+    batches = list(batches_by_length(lengths, BATCH_TOKENS))
     for batch in track(batches, f"trunk of {what}", unit="batch"):
         hidden = backbone.run(backbone.embed(pad_ids([sequences[i] for i in batch])), 0, trunk_layers)
         for row, index in enumerate(batch):
-            outputs[index] = hidden[row, : len(sequences[index])].clone()
-    return [output for output in outputs if output is not None]
+            outputs.put(index, hidden[row, : lengths[index]])
+    return outputs
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
