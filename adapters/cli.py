@@ -154,6 +154,8 @@ def clear_errors(kept: str = "every generation published so far") -> Iterator[No
     from adapters.bank import BankError
     from adapters.base_model import BaseModelError
     from adapters.data import DataError
+    from adapters.lora.config import LoraError
+    from adapters.trunk_cache import TrunkCacheError
 
     try:
         yield
@@ -162,7 +164,7 @@ def clear_errors(kept: str = "every generation published so far") -> Iterator[No
         where = "".join(f"{part}: " for part in first["loc"])
         print(f"seta: {where}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (BankError, BaseModelError, DataError, UnsupportedModel) as error:
+    except (BankError, BaseModelError, DataError, LoraError, TrunkCacheError, UnsupportedModel) as error:
         print(f"seta: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -36,17 +36,15 @@ class Message(BaseModel):
         return _without_nul(content)
 
 
-class Example(BaseModel):
-    """One line of a task file; `messages` is what the chat template renders."""
+class Prompted(BaseModel):
+    """A line with a prompt; `messages` is what the chat template renders."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    task: str = Field(pattern=TASK_NAME)
     prompt: str | None = Field(default=None, min_length=1)
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
-    answer: str = Field(min_length=1)
     _where: str = PrivateAttr(default="")
 
-    @field_validator("prompt", "answer")
+    @field_validator("prompt", "answer", check_fields=False)
     @classmethod
     def _is_text(cls, value: str | None) -> str | None:
         if value is None:
@@ -56,7 +54,7 @@ class Example(BaseModel):
         return _without_nul(value)
 
     @model_validator(mode="after")
-    def _one_input(self) -> Example:
+    def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of 'prompt' and 'messages'")
         if self.messages is not None and self.messages[-1].role == "assistant":
@@ -65,13 +63,30 @@ class Example(BaseModel):
 
     @property
     def where(self) -> str:
-        """`file:line`, or the task's name for an example that was not read from a file."""
-        return self._where or f"task {self.task!r}"
+        """`file:line`, where it was read from a file."""
+        return self._where or "an example"
 
     def chat(self) -> list[dict[str, str]]:
         if self.messages is not None:
             return [m.model_dump() for m in self.messages]
         return [{"role": "user", "content": self.prompt or ""}]
+
+
+class Example(Prompted):
+    """One line of a task file."""
+
+    task: str = Field(pattern=TASK_NAME)
+    answer: str = Field(min_length=1)
+
+
+class TaskPrompt(Prompted):
+    """One line of a file of prompts of one task, whose answers need not be known; a task file's line is one too."""
+
+    task: str | None = Field(default=None, pattern=TASK_NAME)
+    answer: str | None = Field(default=None, min_length=1)
+
+
+Line = TypeVar("Line", bound=Prompted)
 
 
 @dataclass(frozen=True)
@@ -89,10 +104,21 @@ class Tokens:
 
 def read_examples(path: Path) -> list[Example]:
     """Read and check every line. Raises DataError with file and line before anything is used."""
-    examples = [_parse(path, number, line) for number, line in _lines(path)]
+    examples = [_parse(Example, path, number, line) for number, line in _lines(path)]
     if not examples:
         raise DataError(f"{path}: no examples found; expected one JSON object a line")
     return examples
+
+
+def read_task_prompts(path: Path, task: str) -> list[TaskPrompt]:
+    """Prompts of one task; a line that names another one is an error. Raises DataError."""
+    prompts = [_parse(TaskPrompt, path, number, line) for number, line in _lines(path)]
+    if not prompts:
+        raise DataError(f"{path}: no prompts found; expected one JSON object with 'prompt' or 'messages' a line")
+    for prompt in prompts:
+        if prompt.task not in (None, task):
+            raise DataError(f"{prompt.where}: task {prompt.task!r} found, expected {task!r} or no task")
+    return prompts
 
 
 def read_tasks(*paths: Path) -> dict[str, list[Example]]:
@@ -134,16 +160,21 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
+def render_prompt(tokenizer: Any, example: Prompted) -> list[int]:
+    """The prompt's token ids. Raises DataError where the chat template refuses the messages."""
+    try:
+        return render_chat(tokenizer, example.chat())
+    except TemplateError as error:
+        raise DataError(f"{example.where}: the model's chat template refuses the messages: {error}") from error
+
+
 def render(tokenizer: Any, example: Example, max_tokens: int) -> Tokens | None:
     """Render one example; None when it does not fit in `max_tokens`.
 
-    Raises DataError where the chat template refuses the messages, and for an answer that no model could give because
-    the end of turn is in the midst of it.
+    Raises DataError as `render_prompt` does, and for an answer that no model could give because the end of turn is in
+    the midst of it.
     """
-    try:
-        prompt = render_chat(tokenizer, example.chat())
-    except TemplateError as error:
-        raise DataError(f"{example.where}: the model's chat template refuses the messages: {error}") from error
+    prompt = render_prompt(tokenizer, example)
     answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     if tokenizer.eos_token_id in answer[:-1]:
         raise DataError(
@@ -202,12 +233,12 @@ def _without_nul(text: str) -> str:
     return text
 
 
-def _parse(path: Path, number: int, line: str) -> Example:
+def _parse(kind: type[Line], path: Path, number: int, line: str) -> Line:
     row = _load(path, number, line)
     try:
-        example = Example.model_validate(row)
-        example._where = f"{path}:{number}"
-        return example
+        parsed = kind.model_validate(row)
+        parsed._where = f"{path}:{number}"
+        return parsed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "line"

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from adapters.gate import AnalyticGate
 from adapters.routed import RoutedModel
+
+
+class Router(Protocol):
+    """What decoding needs of a gate."""
+
+    @property
+    def width(self) -> int: ...
+    def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]: ...
+    def decide(self, pooled: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Always:
+    """Routes every token to one of `num_tasks` tasks: an expert without its gate, as a plain LoRA is used."""
+
+    task: int
+    num_tasks: int
+    width: int = 1
+
+    def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden.new_zeros(*hidden.shape[:-1], 1).float(), hidden.new_zeros(hidden.shape[:-1]).float()
+
+    def decide(self, pooled: Tensor) -> Tensor:
+        weights = torch.zeros(*pooled.shape[:-1], self.num_tasks)
+        weights[..., self.task] = 1
+        return weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +54,7 @@ class Generated:
 class PrefixPool:
     """`adapters.gate.prefix_mean` for a sequence that arrives in pieces: two running sums."""
 
-    def __init__(self, gate: AnalyticGate) -> None:
+    def __init__(self, gate: Router) -> None:
         self.gate = gate
         self.weighted_sum = torch.zeros(gate.width)
         self.weight_sum = torch.zeros(1)
@@ -44,7 +70,7 @@ class PrefixPool:
 
 
 @torch.no_grad()
-def generate(model: RoutedModel, gate: AnalyticGate | None, prompt: list[int], max_tokens: int) -> Generated:
+def generate(model: RoutedModel, gate: Router | None, prompt: list[int], max_tokens: int) -> Generated:
     """The greedy answer to a prompt of token ids under the gate's own decisions; without a gate, the base model's."""
     cache = DynamicCache()
     pool = None if gate is None else PrefixPool(gate)

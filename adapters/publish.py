@@ -19,13 +19,23 @@ from adapters.score_history import ScoreHistory
 
 @dataclass(frozen=True)
 class Learned:
-    """One task's outcome. `changed`: the experts that are new or not what they were; `numbers`: further metrics."""
+    """One task's outcome. `changed`: the experts that are new or not what they were; `numbers`: further metrics.
+
+    `scores` is empty, and `num_test` says on how many examples the numbers are, where no accuracy was measured.
+    """
 
     name: str
     num_train: int
     changed: Collection[str]
     scores: Mapping[str, TaskScore]
     numbers: Mapping[str, float]
+    num_test: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        score = self.scores.get(self.name)
+        measured = {} if score is None else {"accuracy": score.accuracy, "routing": score.routing}
+        return {**{name: round(value, 2) for name, value in measured.items()}, **self.numbers}
 
 
 def publish(
@@ -35,23 +45,23 @@ def publish(
     gate: AnalyticGate,
     history: ScoreHistory,
     learned: Learned,
-    settings: dict[str, object],
+    settings: Mapping[str, object],
 ) -> Manifest:
     """The generation after `old` that knows one more task; the bank makes it current. Raises BankError."""
     generation = max(bank.generations()) + 1
-    score = learned.scores[learned.name]
-    metrics = {"accuracy": round(score.accuracy, 2), "routing": round(score.routing, 2), **learned.numbers}
+    score = learned.scores.get(learned.name)
     task = TaskInfo(
         name=learned.name,
         generation=generation,
         num_train=learned.num_train,
-        num_test=score.num_test,
-        metrics=metrics,
+        num_test=learned.num_test if score is None else score.num_test,
+        metrics=learned.metrics,
     )
     tasks = (*old.tasks, task)
+    scores = ScoresInfo(**bank.put_object(history.tensors())._asdict()) if history.count else None
     manifest = old.model_copy(
         update={
-            "format_version": 2,
+            "format_version": 1 if scores is None else 2,
             "generation": generation,
             "parent": old.generation,
             "created": datetime.now(UTC).replace(microsecond=0),
@@ -59,9 +69,9 @@ def publish(
             "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
             "membership": membership(model, len(tasks)),
             "gate": GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
-            "scores": ScoresInfo(**bank.put_object(history.tensors())._asdict()),
+            "scores": scores,
             "accuracy_matrix": next_matrix(old, learned.name, learned.scores),
-            "settings": settings,
+            "settings": dict(settings),
         }
     )
     bank.publish(manifest)

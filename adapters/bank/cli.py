@@ -11,11 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import BankError, BankNotFound, shorten
+from .lora_cli import export_lora, import_lora
 from .manifest import Manifest
 from .store import Bank
 from .upkeep import GRACE_SECONDS
 
 app = typer.Typer(help="Inspect and maintain an expert bank.", no_args_is_help=True, add_completion=False)
+
+app.command("import-lora")(import_lora)
+app.command("export-lora")(export_lora)
 
 BankPath = Annotated[Path, typer.Argument(help="the bank's directory", show_default=False)]
 ArchivePath = Annotated[Path, typer.Argument(help="the archive, a .tar file", show_default=False)]

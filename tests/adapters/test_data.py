@@ -205,7 +205,7 @@ def test_an_answer_with_the_end_of_turn_in_its_midst_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match=r"tasks.jsonl:2: answer: holds the end-of-turn token '<\|im_end\|>'"):
         render(make_tokenizer(), bad, 1000)
     unread = Example(task="t", prompt="p", answer="a<|im_end|>")
-    with pytest.raises(DataError, match="task 't': answer: "):
+    with pytest.raises(DataError, match="^an example: answer: "):
         render(make_tokenizer(), unread, 1000)
 
 
