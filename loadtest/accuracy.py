@@ -6,74 +6,40 @@ Speaks HTTP to any OpenAI-compatible server. A client names the model and nothin
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from .client import Client
+from .driver import Driver
+from .errors import LoadTestError
+from .keys import CLIENT_VARIABLES, read_key
+from .progress import Watch
+from .recorder import Recorder
+from .settings import Settings
+from .stages import Stage
+from .workload import Row, in_order, read_rows
+
 MAX_ANSWER_TOKENS = 32
-TIMEOUT_SECONDS = 300.0
+SECONDS = 86400.0
 
 
-@dataclass
-class Tally:
-    """Per task: prompts asked, answered as expected, failed; and the generations that answered."""
-
-    asked: Counter[str] = field(default_factory=Counter)
-    right: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
-    generations: Counter[str] = field(default_factory=Counter)
-
-    def accuracy(self, task: str) -> float:
-        """Percent of the task's prompts answered exactly as expected."""
-        return 100 * self.right[task] / self.asked[task]
-
-
-async def measure(url: str, model: str, rows: list[dict[str, Any]], concurrency: int) -> Tally:
-    """Greedy answers to all rows (`{"task", "prompt" | "messages", "answer"}`), `concurrency` at a time."""
-    tally, places = Tally(), asyncio.Semaphore(concurrency)
-    progress = Progress(console=Console(stderr=True), transient=True)
-    bar = progress.add_task("asking", total=len(rows))
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS) as client:
-
-        async def ask(row: dict[str, Any]) -> None:
-            async with places:
-                await _ask(client, model, row, tally)
-                progress.advance(bar)
-
-        with progress:
-            await asyncio.gather(*(ask(row) for row in rows))
-    return tally
-
-
-async def _ask(client: httpx.AsyncClient, model: str, row: dict[str, Any], tally: Tally) -> None:
-    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
-    task = row["task"]
-    tally.asked[task] += 1
-    try:
-        response = await client.post("/v1/chat/completions", json=body)
-        response.raise_for_status()
-        answer = response.json()["choices"][0]["message"]["content"]
-    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-        tally.failed[task] += 1
-        print(f"{task}: {type(error).__name__}: {error}", file=sys.stderr)
-        return
-    tally.generations[response.headers.get("x-seta-generation", "?")] += 1
-    tally.right[task] += answer == row["answer"]
-
-
-def read_rows(paths: list[Path], limit: int | None) -> list[dict[str, Any]]:
-    """The first `limit` lines of each file (None: all)."""
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
+async def measure(url: str, model: str, rows: Sequence[Row], concurrency: int, api_key: str | None = None) -> Recorder:
+    """Greedy answers to all rows, `concurrency` at a time; `.tasks` and `.generations` say what came of them."""
+    settings = Settings(scenario="steady", url=url, model=model)
+    stage = Stage(name="accuracy", arrivals="closed", concurrency=concurrency, seconds=SECONDS, requests=len(rows))
+    recorder = Recorder(settings, time.perf_counter())
+    async with Client(settings, model, api_key) as client:
+        with Watch().stage(stage, recorder):
+            driver = Driver(stage, client.ask, in_order(rows, MAX_ANSWER_TOKENS), recorder)
+            await driver.run(None, concurrency, asyncio.Event())
+    return recorder
 
 
 def main(
@@ -82,17 +48,26 @@ def main(
     model: Annotated[str, typer.Option(help="The model's name.")] = "seta-demo",
     concurrency: Annotated[int, typer.Option(min=1, max=1024)] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts of each file.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help=f"File with the API key; else {' or '.join(CLIENT_VARIABLES)} is read.")
+    ] = None,
 ) -> None:
     """Exact-match accuracy of a running server on held-out prompts."""
-    tally = asyncio.run(measure(url, model, read_rows(test, limit), concurrency))
+    try:
+        rows, key = read_rows(test, limit), read_key(api_key_file, CLIENT_VARIABLES)
+        recorder = asyncio.run(measure(url, model, rows, concurrency, key))
+    except LoadTestError as error:
+        print(f"seta: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     table = Table("task", "asked", "right", "accuracy %", "failed", title=f"{model} at {url}")
-    for task, asked in tally.asked.items():
-        cells = (str(asked), str(tally.right[task]), f"{tally.accuracy(task):.2f}", str(tally.failed[task]))
-        table.add_row(task, *cells)
+    for task, tally in recorder.tasks.items():
+        table.add_row(task, str(tally.sent), str(tally.right), f"{tally.accuracy:.2f}", str(tally.failed))
     Console().print(table)
-    generations = ", ".join(f"{name} ({count})" for name, count in tally.generations.items())
-    print(f"answered by generation: {generations or 'none'}")
-    raise typer.Exit(1 if tally.failed else 0)
+    generations = ", ".join(f"{name} ({tally.completed})" for name, tally in recorder.generations.items())
+    print(f"answered by generation: {generations or 'unknown, the server does not say'}")
+    for kind, count in recorder.errors.items():
+        print(f"{kind}: {count}, for example: {recorder.examples[kind]}", file=sys.stderr)
+    raise typer.Exit(1 if recorder.total.failed else 0)
 
 
 if __name__ == "__main__":

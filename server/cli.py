@@ -1,6 +1,7 @@
 """The command `seta`. Importing this module imports neither torch nor vLLM; each command imports what it needs.
 
-`seta bank`, `seta learn` and `seta evaluate` belong to `adapters`; their arguments are handed on as they are.
+`seta bank`, `seta learn` and `seta evaluate` belong to `adapters`, `seta loadtest` to `loadtest`; their arguments are
+handed on as they are.
 """
 
 import importlib
@@ -94,6 +95,12 @@ def evaluate(context: typer.Context) -> None:
 def bank(context: typer.Context) -> None:
     """Look into a bank, verify it, clean it up, copy it."""
     _hand_on("adapters.bank.cli", context.args, "seta bank")
+
+
+@app.command("loadtest", **_HANDED_ON)
+def loadtest(context: typer.Context) -> None:
+    """Measure a running server, this one or another; compare two measurements."""
+    _hand_on("loadtest.cli", context.args, "seta loadtest")
 
 
 def _hand_on(module: str, arguments: list[str], name: str) -> None:

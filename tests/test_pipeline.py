@@ -10,7 +10,8 @@ import openai
 import pytest
 
 from adapters.bank import Bank
-from loadtest.accuracy import measure, read_rows
+from loadtest.accuracy import measure
+from loadtest.workload import read_rows
 from tests.server.process import NAME, REPO, start_server, stop_server, wait_until_ready
 
 SHIPS = ("Aurora", "Bluebell", "Cormorant", "Dolphin")
@@ -69,16 +70,16 @@ def ask(client: openai.OpenAI, model: str, prompt: str) -> tuple[str | None, str
 def test_held_out_accuracy_over_http_is_the_trainers(server: str, demo_bank: Path, demo_tests: list[Path]) -> None:
     """Every held-out prompt of every demo task, no task id anywhere: within a point of what the trainer measured."""
     manifest = Bank.open(demo_bank).manifest()
-    tally = asyncio.run(measure(server, NAME, read_rows(demo_tests, None), concurrency=16))
-    assert not tally.failed
-    assert set(tally.generations) == {str(manifest.generation)}
+    recorder = asyncio.run(measure(server, NAME, read_rows(demo_tests), concurrency=16))
+    assert not recorder.errors
+    assert set(recorder.generations) == {str(manifest.generation)}
     trained = dict(zip((task.name for task in manifest.tasks), manifest.accuracy_matrix[-1], strict=True))
-    served = {task: tally.accuracy(task) for task in tally.asked}
+    served = {task: tally.accuracy for task, tally in recorder.tasks.items()}
     print({task: f"served {served[task]:.2f}, trained {trained[task]:.2f}" for task in trained})
     mean_served, mean_trained = (sum(values.values()) / len(values) for values in (served, trained))
     assert mean_served == pytest.approx(mean_trained, abs=MAX_POINTS_APART)
     for task, accuracy in trained.items():
-        flips = 100 * BFLOAT16_ANSWERS / tally.asked[task]
+        flips = 100 * BFLOAT16_ANSWERS / recorder.tasks[task].asked
         assert served[task] == pytest.approx(accuracy, abs=MAX_POINTS_APART + flips)
 
 

@@ -34,7 +34,7 @@ def test_help_imports_neither_torch_nor_vllm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("serve", "learn", "evaluate", "bank", "keys"):
+    for command in ("serve", "learn", "evaluate", "bank", "keys", "loadtest"):
         assert command in done.stdout
 
 
