@@ -9,6 +9,7 @@ from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.benchmark.cells import Cell, CellStore
 from adapters.benchmark.methods import Method
 from adapters.benchmark.records import CellResult, describe
+from adapters.benchmark.report import write_report
 from adapters.benchmark.results import results_table, summarise, write_results
 from adapters.benchmark.run import run_cell
 from adapters.benchmark.tasks import read_sequence, sequence_tasks
@@ -47,7 +48,9 @@ def run_grid(
     if finished:
         summary = summarise(run, finished)
         write_results(out, summary)
+        report = write_report(out)
         stdout.print(results_table(summary))
+        console.print(f"report: {report}", highlight=False)
     return sum(store.result(cell) is None for cell in cells)
 
 
