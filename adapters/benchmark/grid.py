@@ -10,10 +10,10 @@ from adapters.benchmark.cells import Cell, CellStore
 from adapters.benchmark.methods import Method
 from adapters.benchmark.records import CellResult, describe
 from adapters.benchmark.report import write_report
-from adapters.benchmark.results import results_table, summarise, write_results
+from adapters.benchmark.results import results_table, show, summarise, write_results
 from adapters.benchmark.run import run_cell
 from adapters.benchmark.tasks import read_sequence, sequence_tasks
-from adapters.progress import console, stdout
+from adapters.progress import console
 
 
 def run_grid(
@@ -49,7 +49,7 @@ def run_grid(
         summary = summarise(run, finished)
         write_results(out, summary)
         report = write_report(out)
-        stdout.print(results_table(summary))
+        show(results_table(summary))
         console.print(f"report: {report}", highlight=False)
     return sum(store.result(cell) is None for cell in cells)
 

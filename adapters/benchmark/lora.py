@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from adapters.backbone import Backbone
 from adapters.benchmark.settings import LoraSettings
-from adapters.data import DataError, Example, Tokens, render
-from adapters.examples import Prepared
+from adapters.data import Example, Tokens
+from adapters.examples import Prepared, render_all
 from adapters.progress import track
 from adapters.trunk import batches_by_length, pad_ids
 
@@ -61,11 +61,7 @@ class LoraModel:
 
     def render(self, examples: Sequence[Example], max_tokens: int, what: str) -> Prepared:
         """Token ids; examples that are too long are left out, as everywhere. Raises DataError if none is left."""
-        rendered = (render(self.backbone.tokenizer, example, max_tokens) for example in examples)
-        tokens = [found for found in rendered if found is not None]
-        if not tokens:
-            raise DataError(f"{what}: every example is longer than {max_tokens} tokens; --set max_tokens=...")
-        return Prepared(tokens, [], [], [])
+        return Prepared(render_all(self.backbone, examples, max_tokens, what)[0], [], [], [])
 
     def output(self, data: Prepared, batch: Sequence[int]) -> Tensor:
         """The last layer's output `[B, T, d]`; the last answer token predicts nothing and is left out."""

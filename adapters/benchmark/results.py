@@ -13,8 +13,10 @@ from rich.table import Table
 from adapters.benchmark.cells import write_atomically
 from adapters.benchmark.records import CellResult, Run
 from adapters.evaluate import backward_transfer, forgetting, overall_performance
+from adapters.progress import stdout
 
 RESULTS_FORMAT = 1
+TEXT_WIDTH = 200
 
 
 def summarise(run: Run, results: Sequence[CellResult]) -> dict[str, Any]:
@@ -84,13 +86,18 @@ def results_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def show(table: Table) -> None:
+    """On standard output; a pipe or a file gets it as wide as it is."""
+    Console(width=None if stdout.is_terminal else TEXT_WIDTH).print(table)
+
+
 def write_results(out: Path, summary: dict[str, Any]) -> None:
     """`results.json` and `table.txt` of this comparison, and a copy of the JSON under the comparison's own name."""
     data = (json.dumps(summary, indent=1) + "\n").encode()
     write_atomically(out / "results.json", data)
     write_atomically(out / "comparisons" / f"{comparison_name(summary)}.json", data)
     with (out / "table.txt").open("w", encoding="utf-8") as file:
-        Console(file=file, width=200).print(results_table(summary))
+        Console(file=file, width=TEXT_WIDTH).print(results_table(summary))
 
 
 def comparison_name(summary: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ from adapters.benchmark.records import Stage
 from adapters.benchmark.routing import measure_routing, strip_instructions
 from adapters.benchmark.tasks import TaskData
 from adapters.calibrate import template_lengths
-from adapters.data import DataError, Example, render
+from adapters.data import DataError, Example
 from adapters.evaluate import score_task
-from adapters.examples import Prepared, prepare
+from adapters.examples import Prepared, prepare, render_all
 from adapters.learn import learn, open_learner
 from adapters.settings import LearnSettings
 
@@ -59,7 +59,7 @@ class SetaLearner:
         manifest = self.learner.manifest
         data_tokens = self._mean_tokens(task.train)
         loss = manifest.tasks[group].metrics.get("final_loss")
-        parameters = trained_parameters(before if is_timed else None, manifest, task.name)
+        parameters = trained_parameters(before if is_timed else None, manifest, task.name, self.learner.settings)
         return Fit(loss, data_tokens, parameters, held_parameters(manifest), max(seconds, 0.0), is_timed)
 
     def accuracy(self, task: int) -> float:
@@ -100,10 +100,8 @@ class SetaLearner:
         )[0]
 
     def _mean_tokens(self, examples: list[Example]) -> float:
-        settings = self.learner.settings
-        rendered = (render(self.learner.backbone.tokenizer, example, settings.max_tokens) for example in examples)
-        lengths = [len(tokens.ids) - 1 for tokens in rendered if tokens is not None]
-        return sum(lengths) / len(lengths)
+        tokens = render_all(self.learner.backbone, examples, self.learner.settings.max_tokens, "training examples")[0]
+        return sum(len(found.ids) - 1 for found in tokens) / len(tokens)
 
 
 def count_blocks(manifest: Manifest) -> tuple[int, int]:
@@ -117,11 +115,12 @@ def count_blocks(manifest: Manifest) -> tuple[int, int]:
     return held, linear
 
 
-def trained_parameters(before: Manifest | None, after: Manifest, task: str) -> int:
-    """Values of the task's experts that its learning wrote."""
+def trained_parameters(before: Manifest | None, after: Manifest, task: str, settings: LearnSettings) -> int:
+    """Values of the task's experts that its learning changed; a shared part that was only cut out is as it was."""
     old = {expert.ref for expert in before.experts} if before else set()
     new = [expert for expert in after.experts if task in expert.tasks and expert.ref not in old]
-    return sum(num_values(expert, after.block_size) for expert in new)
+    changed = [expert for expert in new if expert.tasks == (task,) or settings.sharing == "elastic"]
+    return sum(num_values(expert, after.block_size) for expert in changed)
 
 
 def held_parameters(manifest: Manifest) -> int:
