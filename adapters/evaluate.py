@@ -26,12 +26,19 @@ class TaskScore:
 
 @torch.no_grad()
 def score_task(model: RoutedModel, gate: AnalyticGate, data: Prepared, task: int, what: str) -> TaskScore:
-    """Evaluate one task's held-out examples under the gate's own decisions.
+    """Evaluate one task's held-out examples under the gate's own decisions."""
+    data.route(gate)
+    leads = sum(int(_leader(gate, data, i) == task) for i in range(len(data)))
+    return TaskScore(exact_match(model, data, what), 100 * leads / len(data), len(data))
+
+
+@torch.no_grad()
+def exact_match(model: RoutedModel, data: Prepared, what: str) -> float:
+    """Share of right answers under the task weights that `data` holds, in percent points.
 
     An answer is right when every one of its tokens, the end of turn included, is the greedy choice after the ones
     before it: that is exactly when greedy decoding produces it, and it takes one pass.
     """
-    data.route(gate)
     right = 0
     for batch in track(data.batches(EVAL_BATCH_TOKENS), f"evaluating {what}", unit="batches"):
         output = model.forward([data.trunk[i] for i in batch], [data.weights[i] for i in batch])
@@ -39,8 +46,7 @@ def score_task(model: RoutedModel, gate: AnalyticGate, data: Prepared, task: int
         is_greedy = model.backbone.logits(output[rows, positions]).argmax(-1) == labels
         wrong_rows = set(rows[~is_greedy].tolist())
         right += len(batch) - len(wrong_rows)
-    leads = sum(int(_leader(gate, data, i) == task) for i in range(len(data)))
-    return TaskScore(100 * right / len(data), 100 * leads / len(data), len(data))
+    return 100 * right / len(data)
 
 
 def _leader(gate: AnalyticGate, data: Prepared, index: int) -> int:

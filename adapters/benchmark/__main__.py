@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from adapters.settings import LearnSettings
+from adapters.benchmark.figures.cli import DEFAULT, DEFAULT_MODEL, add_figures
 
-DEFAULT = LearnSettings()
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -24,9 +23,7 @@ def grid(
     methods: Annotated[
         str, typer.Option(help="Names with commas; settings after colons: seta,seta:late_start=0,seq-lora.")
     ] = "seta,seq-lora,per-task",
-    model: Annotated[str, typer.Option(help="The base model: a local directory or a hub id.")] = (
-        "build/models/SmolLM2-135M-Instruct"
-    ),
+    model: Annotated[str, typer.Option(help="The base model: a local directory or a hub id.")] = DEFAULT_MODEL,
     examples: Annotated[int, typer.Option(min=1, help="At most so many training examples a task.")] = 500,
     tests: Annotated[int, typer.Option(min=1, help="At most so many test examples a task.")] = 200,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
@@ -53,5 +50,15 @@ def grid(
             print(f"{num_elsewhere} cell(s) are with another process; run this again to gather them", file=sys.stderr)
 
 
+add_figures(app)
+
+
+def main() -> None:
+    """Without a command the options are those of `grid`."""
+    arguments = sys.argv[1:]
+    is_grid = bool(arguments) and arguments[0].startswith("--") and arguments[0] != "--help"
+    app(["grid", *arguments] if is_grid else arguments, prog_name="python -m adapters.benchmark")
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -79,7 +79,7 @@ class ILora(SequentialLora):
         replay(self.model, self.slow, old, replayed, self.settings.consistency)
         return loss
 
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         self.step += 1
         decay = slow_decay(self.step, self.settings.decay)
         with torch.no_grad():

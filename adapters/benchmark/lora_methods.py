@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.benchmark.cells import Cell, write_atomically
 from adapters.benchmark.learner import Fit
 from adapters.benchmark.lora import LoraModel
+from adapters.benchmark.lora_training import Hooks, train
 from adapters.benchmark.records import Stage
 from adapters.benchmark.settings import LoraSettings
 from adapters.benchmark.tasks import TaskData
 from adapters.data import Example
 from adapters.examples import Prepared
-from adapters.progress import Steps
-from adapters.trainer import CLIP_NORM, batch_source, schedule
 
 
-class SequentialLora:
+class SequentialLora(Hooks):
     """`seq-lora`: one LoRA trained on task after task, with nothing against forgetting. The others build on it."""
 
     def __init__(self, cell: Cell, tasks: list[TaskData], model_dir: Path, work: Path) -> None:
@@ -44,17 +42,6 @@ class SequentialLora:
 
     def before_task(self, group: int) -> None:
         """Before a group's training."""
-
-    def batch_gradients(self, data: Prepared, batch: list[int], rng: random.Random) -> float:
-        """Add the gradient of the loss on examples to the master weights'; returns the NLL of the task's own."""
-        return self.model.add_gradients(data, batch)
-
-    def penalty(self) -> Tensor | None:
-        """A term of the loss on the master weights alone."""
-        return None
-
-    def after_step(self, step: int) -> None:
-        """`step` counts from 1."""
 
     def after_task(self, group: int, data: Prepared) -> None:
         """After a group's training."""
@@ -79,33 +66,9 @@ class SequentialLora:
         examples = [example for index in self.groups[group] for example in self.tasks[index].train]
         data = self.render(examples, f"task {group + 1}")
         self.before_task(group)
-        loss = self.fit(data, self.settings.steps * len(self.groups[group]))
+        loss = train(self.model, data, self.settings, self.settings.steps * len(self.groups[group]), self)
         self.after_task(group, data)
         return Fit(loss, mean_tokens(data), self.model.num_parameters, self.num_held(group))
-
-    def fit(self, data: Prepared, steps: int) -> float:
-        """AdamW, schedule, clipping and batches as for the experts; returns the mean loss of the last tenth."""
-        rng = random.Random(self.settings.seed)
-        draw = batch_source(len(data), self.settings.batch_size, rng)
-        parameters = list(self.model.weights.values())
-        optimiser = torch.optim.AdamW(parameters, lr=self.settings.learning_rate, weight_decay=0.0)
-        losses: list[float] = []
-        with Steps("training", steps, "steps") as bar:
-            for step in range(steps):
-                for group in optimiser.param_groups:
-                    group["lr"] = self.settings.learning_rate * schedule(step, steps)
-                optimiser.zero_grad()
-                losses.append(self.batch_gradients(data, draw(), rng))
-                penalty = self.penalty()
-                if penalty is not None:
-                    penalty.backward()
-                nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-                optimiser.step()
-                self.model.use(self.model.weights)
-                self.after_step(step + 1)
-                bar.advance(f"loss {sum(losses[-10:]) / len(losses[-10:]):.3f}")
-        tail = losses[-max(1, len(losses) // 10) :]
-        return sum(tail) / len(tail)
 
     def accuracy(self, task: int) -> float:
         name = self.tasks[task].name

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from adapters.benchmark.cells import write_atomically
+from adapters.benchmark.figures.store import Figure, load_figures
 from adapters.benchmark.style import STYLE
 from adapters.benchmark.svg import Bar, Line, bars, heat_map, lines
 
@@ -18,16 +19,17 @@ Json = dict[str, Any]
 
 
 def write_report(out: Path) -> Path:
-    """`OUT/report.html` from `OUT/comparisons/*.json`."""
+    """`OUT/report.html` from `OUT/comparisons/*.json` and `OUT/figures/*.json`."""
     comparisons = [json.loads(path.read_bytes()) for path in sorted((out / "comparisons").glob("*.json"))]
     path = out / "report.html"
-    write_atomically(path, page(comparisons).encode())
+    write_atomically(path, page(comparisons, load_figures(out)).encode())
     return path
 
 
-def page(comparisons: Sequence[Json]) -> str:
+def page(comparisons: Sequence[Json], figures: Sequence[Figure] = ()) -> str:
     body = [overview(comparisons)] if len(comparisons) > 1 else []
     body += [section(number, comparison) for number, comparison in enumerate(comparisons)]
+    body += [figure_part(figure) for figure in figures]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -149,6 +151,20 @@ def routing_part(tasks: Sequence[str], method: Json) -> str:
         counts = [str(n + 1) for n in range(len(held))]
         figures.append(lines("sub-blocks", counts, series, low=0, high=max(linear), unit="", axis="tasks learned"))
     return f"<h3>Routing and blocks: {escape(method['method'])}</h3>{plots(figures)}"
+
+
+def figure_part(figure: Figure) -> str:
+    parts = [f'<h2>{escape(figure.title)}</h2><p class="quiet">{escape(figure.note)}</p>']
+    parts.append(table(figure.head, [("", list(row)) for row in figure.rows], []))
+    if figure.chart:
+        chart = figure.chart
+        roles = ("own", "second", "other", "variant")
+        series = [
+            Line(name, values, roles[number % len(roles)]) for number, (name, values) in enumerate(chart.series.items())
+        ]
+        drawn = lines("", chart.positions, series, low=chart.low, high=chart.high, unit=chart.unit, axis=chart.axis)
+        parts.append(plots([drawn]))
+    return "".join(parts)
 
 
 def resource_bars(methods: Sequence[Json]) -> list[str]:

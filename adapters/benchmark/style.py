@@ -35,8 +35,9 @@ svg text { fill: var(--ink); } svg .label { fill: var(--quiet); }
 .bar.ceiling { fill: var(--ceiling); } .bar.second { fill: var(--second); }
 .axis { stroke: var(--quiet); } .grid { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; } .line.own { stroke: var(--own); } .line.other { stroke: var(--other); }
-.line.second { stroke: var(--second); }
+.line.second { stroke: var(--second); } .line.variant { stroke: var(--variant); }
 .dot.own { fill: var(--own); } .dot.other { fill: var(--other); } .dot.second { fill: var(--second); }
+.dot.variant { fill: var(--variant); }
 .dot { stroke: var(--card); stroke-width: 2; }
 """
     + "\n".join(f".h{i} {{ fill: var(--h{i}); }}" for i in range(10))

@@ -16,7 +16,7 @@ SETA = ["--set", "block_size=32", "--set", "trunk_layers=1"]
 
 def benchmark(data: Path, model: Path, out: Path, methods: str, *options: str) -> Result:
     required = ["--data", data, "--model", model, "--out", out, "--sequence", "colours,names", "--methods", methods]
-    arguments = [*required, *SETTINGS, *options]
+    arguments = ["grid", *required, *SETTINGS, *options]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

@@ -142,9 +142,9 @@ def test_the_slow_weights_interpolate(tasks: list[TaskData], tiny_model: Path, t
     assert [slow_decay(step, 0.6) for step in (1, 2, 3, 100)] == [0.5, 0.6, 0.6, 0.6]
     start = {name: weight.detach().clone() for name, weight in i_lora.model.weights.items()}
     shifted(i_lora, 1.0)
-    i_lora.after_step(1)  # slow: start + 0.5
+    i_lora.after_step()  # slow: start + 0.5
     shifted(i_lora, 1.0)
-    i_lora.after_step(1)  # the first step of a next task counts on: slow: start + 0.6 * 0.5 + 0.4 * 2
+    i_lora.after_step()  # the first step of a next task counts on: slow: start + 0.6 * 0.5 + 0.4 * 2
     for name, slow in i_lora.slow.items():
         torch.testing.assert_close(slow, start[name] + 1.1)
 
@@ -210,10 +210,10 @@ def test_the_reservoir_keeps_every_example_with_the_same_probability() -> None:
 def test_joint_learns_everything_in_one_go(tasks: list[TaskData], tiny_model: Path, tmp_path: Path) -> None:
     joint = opened(JointLora, "joint:steps=2", tasks, tiny_model, tmp_path)
     assert joint.groups == [[0, 1, 2]]
-    steps: list[int] = []
-    joint.after_step = steps.append  # type: ignore[method-assign]
+    steps: list[None] = []
+    joint.after_step = lambda: steps.append(None)  # type: ignore[method-assign]
     joint.learn(0)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert len(steps) == 6
 
 
 @pytest.mark.parametrize(
