@@ -19,7 +19,10 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.data import read_prompts, render_chat
-from adapters.gate import AnalyticGate, Evidence, prefix_mean, rms_normalised
+from adapters.evidence import Evidence, Gate, prefix_mean, rms_normalised
+from adapters.gate import AnalyticGate
+from adapters.routed import pool
+from adapters.softmax_gate import SoftmaxGate
 from adapters.trunk import trunk_outputs
 
 MIN_CONTENT_TOKENS = 4
@@ -85,6 +88,26 @@ def calibrate(
         scatter=torch.zeros(width, width),
         **scalars,
     )
+
+
+def softmax_gate(fixed: AnalyticGate) -> SoftmaxGate:
+    """The other kind of gate of a bank without tasks: the same fixed parts, and base's row."""
+    width = fixed.width
+    return SoftmaxGate(
+        **{name: getattr(fixed, name) for name in ("projection", "content_weight", "content_bias")},
+        base_mean=fixed.base_mean,
+        base_whitener=fixed.base_whitener,
+        membership=torch.zeros(0, 0),
+        weight=torch.zeros(1, width),
+        bias=torch.zeros(1),
+        keep=fixed.keep,
+    )
+
+
+def general_features(backbone: Backbone, trunk_layers: int, gate: Gate, prompts: list[str]) -> Tensor:
+    """Prefix means over general text, every position of it: `[n, c]`. What the softmax gate's base row learns from."""
+    sequences = [render_chat(backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    return torch.cat([pool(gate, h) for h in trunk_outputs(backbone, sequences, trunk_layers, "general prompts")])
 
 
 def template_lengths(backbone: Backbone) -> tuple[int, int]:

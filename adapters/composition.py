@@ -30,7 +30,7 @@ def compose(
 
     A task that would get nothing to train, because others hold all it chose, is learned without sharing.
     """
-    if settings.sharing == "none":
+    if settings.sharing == "off":
         return Composition(chosen, {})
     split = split_on_share(model.blocks(), chosen, settings.share_at_least, settings.keep_at_least)
     parents = [expert_id for expert_id, blocks in split.shared.items() if blocks]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adapters.evidence import Gate
 from adapters.examples import Prepared
-from adapters.gate import AnalyticGate
 from adapters.progress import track
 from adapters.routed import RoutedModel
 
@@ -25,7 +25,7 @@ class TaskScore:
 
 
 @torch.no_grad()
-def score_task(model: RoutedModel, gate: AnalyticGate, data: Prepared, task: int, what: str) -> TaskScore:
+def score_task(model: RoutedModel, gate: Gate, data: Prepared, task: int, what: str) -> TaskScore:
     """Evaluate one task's held-out examples under the gate's own decisions."""
     data.route(gate)
     leads = sum(int(_leader(gate, data, i) == task) for i in range(len(data)))
@@ -49,7 +49,7 @@ def exact_match(model: RoutedModel, data: Prepared, what: str) -> float:
     return 100 * right / len(data)
 
 
-def _leader(gate: AnalyticGate, data: Prepared, index: int) -> int:
+def _leader(gate: Gate, data: Prepared, index: int) -> int:
     """The likeliest of the tasks and base (the last column) at the prompt's last token."""
     at_end = data.pooled[index][len(data.tokens[index].prompt) - 1]
     return int(gate.probabilities(at_end).argmax())

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.calibrate import MIN_CONTENT_TOKENS
 from adapters.data import DataError, Example, Tokens, render
-from adapters.gate import LOG_WEIGHT_FLOOR, AnalyticGate
+from adapters.evidence import LOG_WEIGHT_FLOOR, Gate
 from adapters.routed import pool
 from adapters.trunk import batches_by_length, trunk_outputs
 from adapters.trunk_cache import TrunkMemory
@@ -42,7 +42,7 @@ class Derived(Sequence[Tensor]):
 
 @dataclass
 class Prepared:
-    """`tokens[i]`, `trunk[i] [T_i, d]`, `pooled[i] [T_i, c]`, and, once a gate is chosen, `weights[i] [T_i, tasks]`.
+    """`tokens[i]`, `trunk[i] [T_i, d]`, `pooled[i] [T_i, c]`, and, once a gate is chosen, `weights[i] [T_i, columns]`.
 
     Trunk outputs stop one token early: the last answer token predicts nothing. Of the tensors only the trunk's outputs
     are kept, in bounded memory; the others are computed from them when they are asked for. `too_long`: where the
@@ -55,7 +55,7 @@ class Prepared:
     weights: Sequence[Tensor]
     too_long: list[str] = field(default_factory=list)
 
-    def route(self, gate: AnalyticGate) -> None:
+    def route(self, gate: Gate) -> None:
         """Take the gate's decisions for every token of every example."""
         self.weights = Derived(self.pooled, gate.decide)
 
@@ -82,7 +82,7 @@ def prepare(
     backbone: Backbone,
     examples: Sequence[Example],
     trunk_layers: int,
-    gate: AnalyticGate,
+    gate: Gate,
     max_tokens: int,
     what: str,
     memory: TrunkMemory | None = None,
@@ -101,7 +101,7 @@ def prepare_tokens(
     backbone: Backbone,
     tokens: list[Tokens],
     trunk_layers: int,
-    gate: AnalyticGate,
+    gate: Gate,
     what: str,
     memory: TrunkMemory | None = None,
 ) -> Prepared:
@@ -136,7 +136,7 @@ def places(where: Sequence[str]) -> str:
     return ", ".join([*where[:SHOWN_PLACES], *more])
 
 
-def gate_samples(gate: AnalyticGate, prepared: Prepared) -> Tensor:
+def gate_samples(gate: Gate, prepared: Prepared) -> Tensor:
     """Prefix means that describe the task to the gate: `[n, c]`, all positions past the first few content tokens."""
     samples = []
     for trunk, pooled in zip(prepared.trunk, prepared.pooled, strict=True):

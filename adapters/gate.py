@@ -1,71 +1,24 @@
-"""The gate: one routing decision per token, read from the frozen trunk, pooled over the prefix.
+"""The gate: one routing decision per token, `p_t` = read-out of the pooled evidence `z̄_t` (`adapters.evidence`).
 
-    z_t = Uᵀ rmsnorm(h_t)            evidence: a fixed projection of the residual stream that enters layer m
-    z̄_t = Σ_{u≤t} w_u z_u / Σ w_u    pooled over the prefix; w_u: near 1 for content, small for the chat template
-    p_t = read-out of z̄_t            a probability for every learned task and for "base" (nothing known applies)
-
-The features cannot drift, because the trunk carries no experts; so a gate that is fitted in closed form from per-task
-statistics does not forget. Torch only: training and serving run this very code.
+Its features cannot drift; so a gate that is fitted in closed form from per-task statistics, the analytic one, does not
+forget. `load_gate` reads either kind; `adapters.softmax_gate` has the other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from adapters.bank import BankCorrupt, Manifest
+from adapters.evidence import Columns, Evidence, Gate, whitened_direction
+from adapters.softmax_gate import SoftmaxGate
 
-RMS_EPS = 1e-6
 RIVAL_MARGIN = 0.1
 """Only tasks whose cosine is this close to the nearest one's are told apart by the discriminants; the others are out.
 The discriminants share the tasks' pooled scatter: unbounded, a task learned later could claim an older one's tokens."""
-LOG_WEIGHT_FLOOR = -8.0
-"""The log-weight of a token that is surely the chat template's: it counts e^-8 of a content token."""
-
-
-def rms_normalised(hidden: Tensor) -> Tensor:
-    """`h / rms(h)` without a weight, float32: what the gate's fixed parts are made from and applied to."""
-    x = hidden.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + RMS_EPS)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Made once per base model: `projection [d, c]`, `content_weight [d]`, `content_bias [1]`."""
-
-    projection: Tensor
-    content_weight: Tensor
-    content_bias: Tensor
-
-    def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden `[..., d]` → evidence z `[..., c]` and log-weight `[...]`, both float32."""
-        x = rms_normalised(hidden)
-        content = (x @ self.content_weight + self.content_bias).clamp(0, 1)
-        return x @ self.projection, (1 - content) * LOG_WEIGHT_FLOOR
-
-
-class Gate(Protocol):
-    """What training and serving need of a gate."""
-
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    def evidence(self, hidden: Tensor) -> tuple[Tensor, Tensor]: ...
-    def probabilities(self, pooled: Tensor) -> Tensor: ...
-    def decide(self, pooled: Tensor) -> Tensor: ...
-    def to(self, device: torch.device) -> Self: ...
-
-
-def prefix_mean(z: Tensor, log_weight: Tensor) -> Tensor:
-    """`z̄_t`: z `[..., T, c]`, log_weight `[..., T]` → `[..., T, c]`; what the engine's pooling attention computes."""
-    weight = log_weight.exp().unsqueeze(-1)
-    return (z * weight).cumsum(-2) / weight.cumsum(-2)
 
 
 @dataclass(frozen=True)
@@ -80,6 +33,9 @@ class AnalyticGate:
     tasks of their scatter about their own mean), `threshold`, `sharpness`, `temperature`, `ridge`, `keep [1]` (k of
     top-k).
     """
+
+    kind: ClassVar[Literal["analytic"]] = "analytic"
+    columns: ClassVar[Columns] = "tasks"
 
     projection: Tensor
     content_weight: Tensor
@@ -106,6 +62,10 @@ class AnalyticGate:
         return self._top_k  # type: ignore[attr-defined]
 
     @property
+    def is_mixture(self) -> bool:
+        return self.top_k > 1
+
+    @property
     def width(self) -> int:
         return self.projection.shape[1]
 
@@ -128,8 +88,7 @@ class AnalyticGate:
 
     def similarity(self, pooled: Tensor) -> Tensor:
         """Cosine to every task's mean in the whitened space: `[..., c]` → `[..., tasks]`."""
-        whitened = (pooled - self.base_mean) @ self.base_whitener
-        return torch.nn.functional.normalize(whitened, dim=-1) @ self._directions  # type: ignore[attr-defined]
+        return whitened_direction(pooled, self.base_mean, self.base_whitener) @ self._directions  # type: ignore[attr-defined]
 
     def probabilities(self, pooled: Tensor) -> Tensor:
         """pooled `[..., c]` → `[..., tasks + 1]`, the last column is "base"; rows sum to 1."""
@@ -168,9 +127,23 @@ class AnalyticGate:
             scatter=(self.scatter.double() + centred.T @ centred).float(),
         )
 
+    @staticmethod
+    def shapes(num_tasks: int, num_experts: int, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of a generation's gate, by name; the projection first."""
+        return {
+            "projection": (hidden, width),
+            "content_weight": (hidden,),
+            "content_bias": (1,),
+            "base_mean": (width,),
+            "base_whitener": (width, width),
+            "count": (num_tasks,),
+            "mean": (num_tasks, width),
+            "scatter": (width, width),
+            **{name: (1,) for name in ("threshold", "sharpness", "temperature", "ridge", "keep")},
+        }
+
     def _task_directions(self) -> Tensor:
-        whitened = (self.mean - self.base_mean) @ self.base_whitener
-        return torch.nn.functional.normalize(whitened, dim=-1).T.contiguous()
+        return whitened_direction(self.mean, self.base_mean, self.base_whitener).T.contiguous()
 
     def _discriminants(self) -> tuple[Tensor, Tensor]:
         """LDA: weight `[c, tasks]` = Σ⁻¹ μ_k, bias = -½ μ_kᵀ Σ⁻¹ μ_k.
@@ -187,28 +160,16 @@ class AnalyticGate:
         return weight.float().contiguous(), (-0.5 * (mean.T * weight).sum(0)).float()
 
 
-def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
+def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> Gate:
     """The gate of a generation, its tensors' names, dtypes and shapes checked. Raises BankCorrupt."""
-    where = f"gate of generation {manifest.generation}"
-    if manifest.gate.kind != "analytic":
-        raise BankCorrupt(f"{where} is {manifest.gate.kind!r}, this software reads 'analytic'; learn the bank with it")
-    names = {field.name for field in fields(AnalyticGate)}
-    if set(tensors) != names:
-        raise BankCorrupt(f"{where} has tensors {sorted(tensors)}, expected {sorted(names)}; learn the bank again")
-    num_tasks, hidden = len(manifest.tasks), manifest.base.hidden_size
-    width = tensors["projection"].shape[-1] if tensors["projection"].ndim else 0
-    expected = {
-        "projection": (hidden, width),
-        "content_weight": (hidden,),
-        "base_mean": (width,),
-        "base_whitener": (width, width),
-        "count": (num_tasks,),
-        "mean": (num_tasks, width),
-        "scatter": (width, width),
-    }
-    for field in fields(AnalyticGate):  # in this order: the projection, which the width is taken from, comes first
-        name, tensor = field.name, tensors[field.name]
-        shape = expected.get(name, (1,))
+    kinds: dict[str, type[AnalyticGate] | type[SoftmaxGate]] = {"analytic": AnalyticGate, "softmax": SoftmaxGate}
+    kind, where = kinds[manifest.gate.kind], f"gate of generation {manifest.generation}"
+    width = tensors["projection"].shape[-1] if "projection" in tensors and tensors["projection"].ndim else 0
+    expected = kind.shapes(len(manifest.tasks), len(manifest.experts), manifest.base.hidden_size, width)
+    if set(tensors) != set(expected):
+        raise BankCorrupt(f"{where} has tensors {sorted(tensors)}, expected {sorted(expected)}; learn the bank again")
+    for name, shape in expected.items():
+        tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             raise BankCorrupt(
                 f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, expected float32 {list(shape)}; "
@@ -219,4 +180,6 @@ def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> AnalyticGate:
         raise BankCorrupt(
             f"{where} is {width} wide, one layer's KV cache holds {kv_width} values; learn the bank again"
         )
-    return AnalyticGate(**tensors)
+    if "membership" in tensors and tensors["membership"].tolist() != [list(map(float, r)) for r in manifest.membership]:
+        raise BankCorrupt(f"{where}: its membership is not the manifest's; learn the bank again")
+    return kind(**tensors)

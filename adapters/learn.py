@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bank import (
@@ -22,12 +23,14 @@ from adapters.bank import (
     check_grid,
 )
 from adapters.base_model import fingerprint, resolve_model_dir
-from adapters.calibrate import GateSettings, calibrate, general_prompts
+from adapters.calibrate import GateSettings, calibrate, general_features, general_prompts, softmax_gate
 from adapters.composition import anchor, compose
 from adapters.data import DataError, Example
 from adapters.evaluate import score_task
-from adapters.examples import Prepared, gate_samples, prepare
-from adapters.gate import AnalyticGate, load_gate
+from adapters.evidence import Gate
+from adapters.examples import Prepared, prepare
+from adapters.gate import load_gate
+from adapters.gate_learning import expand_gate
 from adapters.progress import console
 from adapters.publish import Learned, publish
 from adapters.routed import RoutedModel
@@ -44,12 +47,13 @@ class Learner:
 
     bank: Bank
     model: RoutedModel
-    gate: AnalyticGate
+    gate: Gate
     history: ScoreHistory
     manifest: Manifest
     settings: LearnSettings
     model_name: str
     held_out: dict[str, Prepared] = field(default_factory=dict)
+    general: Tensor | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -87,13 +91,11 @@ def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner
     else:
         manifest = bank.manifest()
         check_base(manifest, base)
-        _refuse_another_layout(manifest, settings)
-        backbone = Backbone.load(model_dir, settings.dtype)
+        backbone = None
     gate = load_gate(manifest, bank.load_gate(manifest))
+    settings = _with_layout(settings, manifest, gate)
+    backbone = backbone or Backbone.load(model_dir, settings.dtype)
     history = ScoreHistory.of(manifest, bank.load_scores(manifest))
-    settings = settings.model_copy(
-        update={"trunk_layers": manifest.trunk_layers, "block_size": manifest.block_size, "targets": manifest.targets}
-    )
     return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, history, manifest, settings, model)
 
 
@@ -108,7 +110,9 @@ def _new_bank(
         raise DataError(f"{error}; choose others for a new bank on {base.architecture}") from None
     backbone = Backbone.load(model_dir, settings.dtype)
     console.print("new bank: fitting the gate's fixed parts on general text")
-    gate = calibrate(backbone, trunk_layers, base.num_kv_heads * base.head_size, GateSettings(), general_prompts())
+    kv_width, gate_settings = base.num_kv_heads * base.head_size, GateSettings(keep=settings.keep)
+    fixed = calibrate(backbone, trunk_layers, kv_width, gate_settings, general_prompts())
+    gate: Gate = fixed if settings.gate == "analytic" else softmax_gate(fixed)
     bank = _existing(bank_dir) or Bank.create(bank_dir)
     manifest = Manifest(
         generation=0,
@@ -118,14 +122,14 @@ def _new_bank(
         trunk_layers=trunk_layers,
         block_size=settings.block_size,
         targets=settings.targets,
-        gate=GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+        gate=GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
     )
     bank.publish(manifest)
     return bank, backbone, manifest
 
 
 def learn(learner: Learner, name: str, examples: list[Example], test: list[Example] | None) -> None:
-    """Learn one task: score blocks → share or split → fit the gate → fit the experts → evaluate → publish."""
+    """Learn one task: score blocks → share or split → expand the gate → fit → evaluate → publish."""
     settings, model, index = learner.settings, learner.model, len(learner.manifest.tasks)
     names = [*(task.name for task in learner.manifest.tasks), name]
     train, test = _split(examples, test, settings)
@@ -134,9 +138,8 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     learner.held_out[name] = _prepare(learner, test, f"{name} (held out)")
 
     choice = choose_blocks(model, data, settings, learner.history)
+    known = list(model.experts)
     composition = compose(model, choice.blocks, names, settings)
-    gate = learner.gate.with_task(gate_samples(learner.gate, data))
-    data.route(gate)
     unique_id, shared = f"{name}.unique", list(composition.parent_of)
     if composition.own:
         model.add(unique_id, new_expert(model, composition.own, settings), [index])
@@ -144,8 +147,10 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     for expert_id in learning:
         model.thaw(expert_id)
     anchors = anchor(model, learning, settings)
+    decisions = expand_gate(learner.gate, model, data, composition, known, _general(learner), settings)
     plastic = [*learning, *([unique_id] if composition.own else [])]
-    loss = fit_experts(model, plastic, data, settings, anchors)
+    loss = fit_experts(model, plastic, data, settings, anchors, decisions)
+    gate = decisions.gate()
     for expert_id in plastic:
         model.round_as_stored(expert_id)
         model.freeze(expert_id)
@@ -191,14 +196,28 @@ def _split(
     return shuffled[count:], shuffled[:count]
 
 
-def _refuse_another_layout(manifest: Manifest, settings: LearnSettings) -> None:
-    """What the bank's first generation fixed may be repeated, not changed. Raises DataError."""
-    for name in ("trunk_layers", "block_size", "targets"):
-        wanted, fixed = getattr(settings, name), getattr(manifest, name)
-        if name in settings.model_fields_set and wanted is not None and wanted != fixed:
-            raise DataError(
-                f"{name} {wanted} found, this bank was made with {fixed}; leave it out, or start a new bank"
-            )
+def _general(learner: Learner) -> Tensor | None:
+    """General text's features, for a gate that learns what base is; made when first needed."""
+    if learner.gate.kind == "softmax" and learner.general is None:
+        trunk_layers = learner.manifest.trunk_layers
+        learner.general = general_features(learner.backbone, trunk_layers, learner.gate, general_prompts())
+    return learner.general
+
+
+def _with_layout(settings: LearnSettings, manifest: Manifest, gate: Gate) -> LearnSettings:
+    """What the bank's first generation fixed is taken from it; it may be repeated, not changed. Raises DataError."""
+    fixed = {
+        "trunk_layers": manifest.trunk_layers,
+        "block_size": manifest.block_size,
+        "targets": manifest.targets,
+        "gate": gate.kind,
+        "top_k": gate.top_k,
+    }
+    for name, value in fixed.items():
+        wanted = getattr(settings, name)
+        if name in settings.model_fields_set and wanted is not None and wanted != value:
+            raise DataError(f"{name} {wanted} found, this bank was made with {value}; use that, or start a new bank")
+    return settings.model_copy(update=fixed)
 
 
 def _existing(bank_dir: Path) -> Bank | None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, ScoresInfo, TaskInfo
 from adapters.evaluate import TaskScore
-from adapters.gate import AnalyticGate
+from adapters.evidence import Gate
 from adapters.routed import RoutedModel
 from adapters.score_history import ScoreHistory
 
@@ -42,7 +42,7 @@ def publish(
     bank: Bank,
     old: Manifest,
     model: RoutedModel,
-    gate: AnalyticGate,
+    gate: Gate,
     history: ScoreHistory,
     learned: Learned,
     settings: Mapping[str, object],
@@ -68,7 +68,7 @@ def publish(
             "tasks": tasks,
             "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
             "membership": membership(model, len(tasks)),
-            "gate": GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+            "gate": GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
             "scores": scores,
             "accuracy_matrix": next_matrix(old, learned.name, learned.scores),
             "settings": dict(settings),

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.bank import Bank, Manifest, expert_sites
 from adapters.blocks import Block, Site, blocks_at
-from adapters.gate import AnalyticGate, prefix_mean
+from adapters.evidence import Gate, prefix_mean
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from adapters.trunk import pad_hidden
 
@@ -24,12 +24,14 @@ class RoutedModel:
     """Layers m..L-1 with routed projections; every forward pass starts from cached trunk outputs.
 
     `expert_tasks[id]`: the indices of the tasks whose gate the expert adds up (its membership column). Experts are in
-    the manifest's order. `dtypes[id]`: what an expert is stored in.
+    the manifest's order. `dtypes[id]`: what an expert is stored in. `is_routed_by_expert`: the gate's columns are the
+    experts themselves, not the tasks.
     """
 
     backbone: Backbone
     trunk_layers: int
     targets: tuple[str, ...]
+    is_routed_by_expert: bool = False
     gates: Gates = field(default_factory=Gates)
     experts: dict[str, Expert] = field(default_factory=dict)
     expert_tasks: dict[str, list[int]] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class RoutedModel:
     @classmethod
     def of(cls, backbone: Backbone, bank: Bank, manifest: Manifest) -> RoutedModel:
         """All experts of a generation, frozen."""
-        routed = cls(backbone, manifest.trunk_layers, manifest.targets)
+        routed = cls(backbone, manifest.trunk_layers, manifest.targets, manifest.gate.kind == "softmax")
         for column, info in enumerate(manifest.experts):
             expert: Expert = {}
             dtype = STORED_DTYPE
@@ -103,21 +105,24 @@ class RoutedModel:
         for site in self.experts[expert_id]:
             self.sites[site].thaw(expert_id)
 
-    def route(self, task_weights: Tensor) -> None:
-        """Set the gates of the next forward pass from task weights `[B, T, tasks]`.
+    def route(self, weights: Tensor) -> None:
+        """Set the gates of the next forward pass from the gate's weights `[B, T, columns]`.
 
-        A task's weight is the gate of every expert it composes, which sums up to `g = p @ M`. Tasks without a token are
-        skipped.
+        A task's weight is the gate of every expert it composes, which sums up to `g = p @ M`. Columns without a token
+        are skipped.
         """
         self.gates.active = [
-            (tuple(expert_id for expert_id, tasks in self.expert_tasks.items() if task in tasks), weights)
-            for task, weights in enumerate(task_weights.unbind(-1))
-            if bool(weights.any())
+            (self._experts_of(column), gate) for column, gate in enumerate(weights.unbind(-1)) if bool(gate.any())
         ]
 
-    def forward(self, trunk: Sequence[Tensor], task_weights: Sequence[Tensor]) -> Tensor:
-        """Trunk outputs `[T_i, d]` and task weights `[T_i, tasks]` of a batch → the last layer's output `[B, T, d]`."""
-        self.route(torch.nn.utils.rnn.pad_sequence(list(task_weights), batch_first=True))
+    def _experts_of(self, column: int) -> tuple[str, ...]:
+        if self.is_routed_by_expert:
+            return (list(self.experts)[column],)
+        return tuple(expert_id for expert_id, tasks in self.expert_tasks.items() if column in tasks)
+
+    def forward(self, trunk: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """Trunk outputs `[T_i, d]` and the gate's weights `[T_i, columns]` of a batch → the last output `[B, T, d]`."""
+        self.route(torch.nn.utils.rnn.pad_sequence(list(weights), batch_first=True))
         return self.backbone.run(pad_hidden(trunk), self.trunk_layers, self.backbone.num_layers)
 
     def expert_tensors(self, expert_id: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -133,7 +138,7 @@ class RoutedModel:
 
 
 @torch.no_grad()
-def pool(gate: AnalyticGate, trunk: Tensor) -> Tensor:
+def pool(gate: Gate, trunk: Tensor) -> Tensor:
     """Prefix means of the gate's evidence over one sequence: `[T, d]` → `[T, c]` float32.
 
     The values are rounded to the model's dtype first, as the engine's KV cache holds them.

@@ -11,7 +11,8 @@ Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 class LearnSettings(BaseModel):
-    """Settings of one `seta learn`; a bank's first generation fixes `trunk_layers`, `block_size` and `targets`.
+    """Settings of one `seta learn`; a bank's first generation fixes `trunk_layers`, `block_size`, `targets` and
+    the gate.
 
     The parts of the method can be switched one by one; `docs/method.md` explains them. The paper's symbols are in
     brackets.
@@ -21,11 +22,17 @@ class LearnSettings(BaseModel):
     tasks' (eq. 4). `rank`: rank of a sub-block's delta. `late_start`: share of training examples in which the expert
     starts at a random later token than the gate lets it.
 
-    `sharing`: what happens to blocks that earlier tasks hold and the new one wants, too. "none": every task has deltas
+    `sharing`: what happens to blocks that earlier tasks hold and the new one wants, too. "off": every task has deltas
     of its own there; "frozen": it composes the earlier ones as they are; "elastic": they become shared experts that
     learn on (eq. 6, 7). `share_at_least` [tau_ect]: fewer common blocks in a layer are not shared. `keep_at_least`
     [tau_trt]: a smaller rest of an expert in a layer is shared, too. `anchor_strength` [lambda_base]; `anchor_weights`:
-    shared experts that learn are held to what they were [L_reg, eq. 9-11].
+    shared experts that learn are held to what they were [L_reg, eq. 9-11]; `anchor_routes`: and the softmax gate is
+    kept from sending the new task to them [L_gate, eq. 12].
+
+    `gate`: "analytic", over tasks, in closed form, or "softmax", the paper's, over experts, learned. `top_k`: how many
+    of its columns a token may use; by default 1 and 4. The bank's first generation fixes both. The softmax gate alone:
+    `gate_learning_rate`; `expansion`: what a split keeps, the successors' logits or the sum of their probabilities;
+    `gate_perturbation`: of the unique successor's row, relative to its length.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,11 +43,17 @@ class LearnSettings(BaseModel):
     adaptive_budget: bool = False
     divergence: bool = False
     rank: int = Field(default=32, ge=1, le=4096)
-    sharing: Literal["none", "frozen", "elastic"] = "none"
+    sharing: Literal["off", "frozen", "elastic"] = "off"
     share_at_least: int = Field(default=5, ge=1)
     keep_at_least: int = Field(default=2, ge=0)
     anchor_strength: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     anchor_weights: bool = True
+    anchor_routes: bool = True
+    gate: Literal["analytic", "softmax"] = "analytic"
+    top_k: int | None = Field(default=None, ge=1, le=4096)
+    gate_learning_rate: float = Field(default=1e-2, gt=0)
+    expansion: Literal["logits", "mass"] = "mass"
+    gate_perturbation: float = Field(default=0.01, ge=0)
     steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -51,6 +64,11 @@ class LearnSettings(BaseModel):
     )
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @property
+    def keep(self) -> int:
+        """k of a new bank's gate."""
+        return self.top_k or (1 if self.gate == "analytic" else 4)
 
     def trunk_of(self, num_layers: int) -> int:
         return self.trunk_layers if self.trunk_layers is not None else max(1, num_layers // 5)

@@ -20,6 +20,7 @@ from adapters.anchoring import Anchors
 from adapters.blocks import Block, Site, WarmUp, block_means, by_site, standardise
 from adapters.budget import coverage, layer_quotas, select, select_past_quotas
 from adapters.examples import Prepared
+from adapters.gate_learning import Decisions
 from adapters.progress import Steps
 from adapters.routed import Expert, RoutedModel
 from adapters.score_history import ScoreHistory
@@ -116,26 +117,41 @@ def new_expert(model: RoutedModel, blocks: Collection[Block], settings: LearnSet
 
 
 def fit_experts(
-    model: RoutedModel, plastic: Sequence[str], data: Prepared, settings: LearnSettings, anchors: Anchors
+    model: RoutedModel,
+    plastic: Sequence[str],
+    data: Prepared,
+    settings: LearnSettings,
+    anchors: Anchors,
+    decisions: Decisions,
 ) -> float:
-    """AdamW on the rank rows of the experts `plastic` alone. Returns the mean NLL of the last tenth of the steps."""
+    """AdamW on the rank rows of the experts `plastic`, and on the gate if it learns; all else is frozen.
+
+    Returns the mean NLL of the last tenth of the steps.
+    """
     rng = random.Random(settings.seed)
     draw = batch_source(len(data), settings.batch_size, rng)
     parameters = [p for expert_id in plastic for delta in model.experts[expert_id].values() for p in delta.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    gate_parameters = decisions.parameters()
+    rates = [(parameters, settings.learning_rate), (gate_parameters, settings.gate_learning_rate)]
+    optimiser = torch.optim.AdamW([{"params": p, "peak": rate} for p, rate in rates if p], weight_decay=0.0)
     losses: list[float] = []
     started, tokens = time.monotonic(), 0
     with Steps("training", settings.steps, "steps") as steps:
         for step in range(settings.steps):
             batch = draw()
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * schedule(step, settings.steps)
-            nll = answer_loss(model, data, batch, [late_start(data, i, settings.late_start, rng) for i in batch])
-            loss = objective(nll, anchors, settings)
+                group["lr"] = group["peak"] * schedule(step, settings.steps)
+            weights = [
+                late_start(decisions.weights(data, i), len(data.tokens[i].prompt), settings.late_start, rng)
+                for i in batch
+            ]
+            nll = answer_loss(model, data, batch, weights)
+            loss = objective(nll, anchors, decisions, data, batch, settings)
             if loss.requires_grad:  # else the gate sends no token of the batch to the expert
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+                nn.utils.clip_grad_norm_(gate_parameters, CLIP_NORM)
                 optimiser.step()
             losses.append(float(nll.detach()))
             tokens += sum(len(data.trunk[i]) for i in batch)
@@ -145,24 +161,26 @@ def fit_experts(
     return sum(tail) / len(tail)
 
 
-def objective(nll: Tensor, anchors: Anchors, settings: LearnSettings) -> Tensor:
-    """`NLL + L_reg` (eq. 13); NLL alone where no shared expert learns."""
-    if not anchors.by_expert or not settings.anchor_weights:
-        return nll
-    penalty, _ = anchors.weight_penalty()
-    return nll + penalty
+def objective(
+    nll: Tensor, anchors: Anchors, decisions: Decisions, data: Prepared, batch: Sequence[int], settings: LearnSettings
+) -> Tensor:
+    """`NLL + L_reg + L_gate` (eq. 13); NLL alone where no shared expert and no gate learns."""
+    terms, strengths = [nll], dict[str, float]()
+    if anchors.by_expert:
+        weight_penalty, strengths = anchors.weight_penalty()
+        terms += [weight_penalty] if settings.anchor_weights else []
+    terms += decisions.penalties(data, batch, strengths if settings.anchor_routes else {})
+    return torch.stack(terms).sum() if len(terms) > 1 else nll
 
 
-def late_start(data: Prepared, index: int, share: float, rng: random.Random) -> Tensor:
-    """The gate's decisions for an example; with probability `share`, base until a random token of its prompt."""
-    weights = data.weights[index]
+def late_start(weights: Tensor, prompt_length: int, share: float, rng: random.Random) -> Tensor:
+    """An example's decisions `[T, columns]`; with probability `share`, base until a random token of its prompt."""
     if rng.random() >= share:
         return weights
     first = int(weights.any(-1).int().argmax())
-    start = rng.randint(first, max(first, len(data.tokens[index].prompt) - 1))
-    weights = weights.clone()
-    weights[:start] = 0
-    return weights
+    start = rng.randint(first, max(first, prompt_length - 1))
+    is_on = (torch.arange(len(weights)) >= start).unsqueeze(-1)
+    return weights * is_on
 
 
 def schedule(step: int, steps: int) -> float:

@@ -20,7 +20,8 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from adapters.bank import Bank, BankPathEscape, check_base
 from adapters.base_model import fingerprint, resolve_model_dir
-from adapters.gate import Gate, load_gate
+from adapters.evidence import Gate
+from adapters.gate import load_gate
 from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.layer import OutputSlice, RoutedProjection

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base, expert_sites
-from adapters.gate import Gate, load_gate
+from adapters.evidence import Gate
+from adapters.gate import load_gate
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json")
@@ -36,6 +37,16 @@ class ResidentGeneration:
     @property
     def experts_of_task(self) -> list[list[str]]:
         return [[e for e, bit in zip(self.experts, row, strict=True) if bit] for row in self.membership.tolist()]
+
+    def expert_gates(self, weights: Tensor) -> Tensor:
+        """The gate's weights `[n, columns]` → every expert's gate `[n, experts]`."""
+        return weights if self.gate.columns == "experts" else weights @ self.membership
+
+    def leading_tasks(self, weights: Tensor) -> Tensor:
+        """The gate's weights `[n, columns]` → the likeliest task `[n]`; an expert's part goes equally to its tasks."""
+        if self.gate.columns == "experts":
+            weights = weights @ (self.membership / self.membership.sum(0)).T
+        return weights.argmax(-1)
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +77,8 @@ class ResidentGeneration:
         membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(
             len(manifest.tasks), len(manifest.experts)
         )
-        projections = _pack_all(bank, manifest, membership, dtype, device, with_mixtures=gate.top_k > 1)
+        served = membership if gate.columns == "tasks" else membership[:0]  # only tasks have a merged form
+        projections = _pack_all(bank, manifest, served, dtype, device, with_mixtures=gate.is_mixture)
         names = tuple(task.name for task in manifest.tasks)
         return cls(
             adapter_id,

@@ -105,8 +105,8 @@ class Router(nn.Module):
     def _add_groups(
         self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int
     ) -> None:
-        """Group one generation's tokens by what they need; weights `[n, tasks]`, a zero row means base."""
-        if generation.gate.top_k > 1:
+        """Group one generation's tokens by what they need; weights `[n, columns]`, a zero row means base."""
+        if generation.gate.is_mixture:
             self._add_mixture(generation, rows, weights)
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
@@ -125,7 +125,7 @@ class Router(nn.Module):
         self.stats.count_mixture(generation, weights)
         if not len(local):
             return
-        gates = weights[local] @ generation.membership
+        gates = generation.expert_gates(weights[local])
         self.state.groups.append(RoutedGroup(generation, local if rows is None else rows[local], None, gates))
 
 

@@ -31,13 +31,13 @@ class RoutingStats:
             self.tokens_by_expert[expert_id] += num_tokens
 
     def count_mixture(self, generation: ResidentGeneration, weights: Tensor) -> None:
-        """weights `[n, tasks]`; the leading task counts, and every expert with a gate."""
+        """weights `[n, columns]`; the leading task counts, and every expert with a gate."""
         active = weights.any(-1)
         self.base_tokens += int((~active).sum())
         self.routed_tokens += int(active.sum())
-        for task in weights[active].argmax(-1).tolist():
+        for task in generation.leading_tasks(weights[active]).tolist():
             self.tokens_by_task[generation.tasks[task]] += 1
-        per_expert = ((weights @ generation.membership) > 0).sum(0).tolist()
+        per_expert = (generation.expert_gates(weights) > 0).sum(0).tolist()
         for expert_id, num_tokens in zip(generation.experts, per_expert, strict=True):
             if num_tokens:
                 self.tokens_by_expert[expert_id] += num_tokens

@@ -10,8 +10,8 @@ import torch
 
 from adapters.benchmark.records import Routing
 from adapters.data import Example
+from adapters.evidence import Gate
 from adapters.examples import Prepared
-from adapters.gate import Gate
 
 POSITIONS = (1, 4, 8, 16, 32, 64)
 COMMON_SHARE = 0.5

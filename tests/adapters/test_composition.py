@@ -42,7 +42,7 @@ def compose_with(model: RoutedModel, wanted: frozenset[Block], **changes: object
 
 def test_without_sharing_a_task_has_all_that_it_chose(model: RoutedModel) -> None:
     before = model.blocks()
-    assert compose_with(model, row(0, 1, 2), sharing="none") == Composition(row(0, 1, 2), {})
+    assert compose_with(model, row(0, 1, 2), sharing="off") == Composition(row(0, 1, 2), {})
     assert model.blocks() == before
 
 

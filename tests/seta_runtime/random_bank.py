@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, Target, TaskInfo
@@ -14,6 +15,7 @@ from adapters.base_model import fingerprint
 from adapters.blocks import Block, blocks_at
 from adapters.calibrate import GateSettings, calibrate, general_prompts
 from adapters.data import Example
+from adapters.evidence import Gate
 from adapters.examples import gate_samples, prepare
 from adapters.gate import AnalyticGate
 from adapters.routed import RoutedModel
@@ -36,6 +38,23 @@ def prompts_of(task: str, count: int, seed: int) -> list[str]:
 
 def make_random_bank(path: Path, model_dir: Path, targets: tuple[Target, ...]) -> Bank:
     """Generation 0, then one generation a task; every target above the trunk has random sub-blocks with B not zero."""
+    bank, model, gate = empty_bank(path, model_dir, targets)
+    manifest = bank.manifest()
+    for task in TASKS:
+        gate = gate.with_task(samples_of(task, model, gate))
+        manifest = _add_task(bank, manifest, task, model, gate)
+    return bank
+
+
+def samples_of(task: str, model: RoutedModel, gate: Gate) -> Tensor:
+    """What a gate learns a task from."""
+    examples = [Example(task=task, prompt=prompt, answer="yes") for prompt in prompts_of(task, 40, seed=0)]
+    data, _ = prepare(model.backbone, examples, TRUNK_LAYERS, gate, 512, task)
+    return gate_samples(gate, data)
+
+
+def empty_bank(path: Path, model_dir: Path, targets: tuple[Target, ...]) -> tuple[Bank, RoutedModel, AnalyticGate]:
+    """Generation 0, a model without experts, and the gate."""
     backbone, base = Backbone.load(model_dir, "float32"), fingerprint(model_dir)
     gate = calibrate(backbone, TRUNK_LAYERS, base.num_kv_heads * base.head_size, GateSettings(), general_prompts()[:40])
     bank = Bank.create(path)
@@ -50,18 +69,12 @@ def make_random_bank(path: Path, model_dir: Path, targets: tuple[Target, ...]) -
         gate=GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
     )
     bank.publish(manifest)
-    model = RoutedModel(backbone, TRUNK_LAYERS, targets)
-    for task in TASKS:
-        examples = [Example(task=task, prompt=prompt, answer="yes") for prompt in prompts_of(task, 40, seed=0)]
-        data, _ = prepare(backbone, examples, TRUNK_LAYERS, gate, 512, task)
-        gate = gate.with_task(gate_samples(gate, data))
-        manifest = _add_task(bank, manifest, task, model, gate)
-    return bank
+    return bank, RoutedModel(backbone, TRUNK_LAYERS, targets), gate
 
 
 def _add_task(bank: Bank, old: Manifest, task: str, model: RoutedModel, gate: AnalyticGate) -> Manifest:
     generation, expert_id = old.generation + 1, f"{task}.unique"
-    _add_random_expert(model, expert_id, old, generation)
+    add_random_expert(model, expert_id, old, generation)
     ref = bank.put_object(model.expert_tensors(expert_id, torch.float32))
     num_blocks = sum(len(delta.blocks) for delta in model.experts[expert_id].values())
     expert = ExpertInfo(id=expert_id, kind="unique", tasks=(task,), rank=RANK, num_blocks=num_blocks, **ref._asdict())
@@ -78,7 +91,7 @@ def _add_task(bank: Bank, old: Manifest, task: str, model: RoutedModel, gate: An
     return manifest
 
 
-def _add_random_expert(model: RoutedModel, expert_id: str, manifest: Manifest, seed: int) -> None:
+def add_random_expert(model: RoutedModel, expert_id: str, manifest: Manifest, seed: int) -> None:
     """Two sub-blocks a projection in the first task (a sparse form), all of them in the second (a dense one)."""
     blocks: set[Block] = set()
     for layer, target in model.sites:

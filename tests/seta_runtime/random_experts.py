@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from adapters.calibrate import softmax_gate
+from adapters.evidence import Gate
 from adapters.gate import AnalyticGate
+from adapters.softmax_gate import SoftmaxGate
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 from seta_runtime.resident import ResidentGeneration
 
@@ -59,7 +63,20 @@ def random_gate(hidden: int, width: int, num_tasks: int, *, seed: int = 0, keep:
     )
 
 
-def random_generation(adapter_id: int, gate: AnalyticGate, membership: Tensor) -> ResidentGeneration:
+def random_softmax_gate(hidden: int, width: int, membership: Tensor, *, seed: int = 0, keep: int = 2) -> SoftmaxGate:
+    """A gate over experts, whose rows lie in random directions."""
+    fixed = random_gate(hidden, width, 0, seed=seed, keep=keep)
+    generator = torch.Generator().manual_seed(seed + 1)
+    num_experts = membership.shape[1]
+    return replace(
+        softmax_gate(fixed),
+        membership=membership.float(),
+        weight=4 * torch.randn(num_experts + 1, width, generator=generator),
+        bias=torch.zeros(num_experts + 1),
+    )
+
+
+def random_generation(adapter_id: int, gate: Gate, membership: Tensor) -> ResidentGeneration:
     """A generation of `membership [tasks, experts]` without projections: all that the router needs."""
     tasks = tuple(f"task{i}" for i in range(membership.shape[0]))
     experts = tuple(f"expert{i}" for i in range(membership.shape[1]))

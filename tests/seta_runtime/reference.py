@@ -11,7 +11,8 @@ import torch
 from adapters.backbone import Backbone
 from adapters.bank import Bank
 from adapters.data import render_chat
-from adapters.gate import AnalyticGate, load_gate
+from adapters.evidence import Gate
+from adapters.gate import load_gate
 from adapters.generate import Generated, generate
 from adapters.routed import RoutedModel
 from tests.seta_runtime.engine import Answer, Seen
@@ -23,7 +24,7 @@ class Reference:
     def __init__(self, model: Path, bank: Bank, max_tokens: int) -> None:
         self.model_dir, self.bank, self.max_tokens = model, bank, max_tokens
         self.tokenizer = Backbone.load(model, "float32").tokenizer
-        self._loaded: dict[int, tuple[RoutedModel, AnalyticGate]] = {}
+        self._loaded: dict[int, tuple[RoutedModel, Gate]] = {}
 
     def tokens(self, text: str) -> list[int]:
         """A user's message as the chat endpoint renders it."""
@@ -36,10 +37,10 @@ class Reference:
     def decision(self, generated: Generated, generation: int) -> int:
         """The task that the prompt's last token went to, -1 for base."""
         at_end = len(generated.pooled) - len(generated.tokens)
-        weights = self.load(generation)[1].decide(generated.pooled[at_end])
-        return int(weights.argmax()) if bool(weights.any()) else -1
+        gate, pooled = self.load(generation)[1], generated.pooled[at_end]
+        return int(gate.probabilities(pooled)[:-1].argmax()) if bool(gate.decide(pooled).any()) else -1
 
-    def load(self, generation: int) -> tuple[RoutedModel, AnalyticGate]:
+    def load(self, generation: int) -> tuple[RoutedModel, Gate]:
         if generation not in self._loaded:
             manifest = self.bank.manifest(generation)
             model = RoutedModel.of(Backbone.load(self.model_dir, "float32"), self.bank, manifest)
@@ -68,7 +69,7 @@ class Parity:
         errors = [abs(found - float(expected.logprobs[0, t])) for t, found in answer.first_logprobs.items()]
         self.logprob_error = max(self.logprob_error, *errors)
 
-    def add_gate(self, seen: Sequence[Seen], expected: Generated, gate: AnalyticGate) -> torch.Tensor:
+    def add_gate(self, seen: Sequence[Seen], expected: Generated, gate: Gate) -> torch.Tensor:
         """Prefix means and probabilities over the prompt. Returns the positions that were compared."""
         prompt_length = len(expected.pooled) - len(expected.tokens) + 1
         positions = torch.cat([part.positions for part in seen])

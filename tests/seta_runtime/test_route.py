@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.gate import AnalyticGate, prefix_mean
+from adapters.evidence import prefix_mean
+from adapters.gate import AnalyticGate
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
 from seta_runtime.state import StepState
 from seta_runtime.stats import RoutingStats
-from tests.seta_runtime.random_experts import random_gate, random_generation
+from tests.seta_runtime.random_experts import random_gate, random_generation, random_softmax_gate
 
 HIDDEN, WIDTH, LENGTH = 32, 12, 40
 SHAPE = PoolShape(num_heads=4, num_kv_heads=2, head_size=8)
@@ -195,6 +196,30 @@ def test_a_mixture_gives_every_expert_its_gate(slots: list[int]) -> None:
     assert router.stats.base_tokens == int((~active).sum())
     leads = weights[active].argmax(-1).tolist()
     assert router.stats.tokens_by_task == {f"task{t}": leads.count(t) for t in set(leads)}
+
+
+def test_a_gate_over_experts_gives_every_expert_its_own_gate() -> None:
+    """The softmax gate: its columns are the experts; two tasks, of which one has a shared expert alone."""
+    membership = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 1, 0]])
+    gate = random_softmax_gate(HIDDEN, WIDTH, membership, keep=2)
+    generation = random_generation(1, gate, membership)
+    router, hidden = make_router(generation), hidden_states(4)
+    route(router, hidden, [0] * LENGTH)
+    pooled = router._pooled(hidden, [(generation, None)])[:, :WIDTH]
+    weights = gate.decide(pooled)
+    active = weights.any(-1)
+    assert bool(active.any()) and not bool(active.all()) and bool((weights > 0).sum(-1).eq(2).any())
+    (group,) = router.state.groups
+    assert group.task is None and group.rows is not None and group.gates is not None
+    assert torch.equal(group.rows, active.nonzero().flatten())
+    torch.testing.assert_close(group.gates, weights[active])
+    stats = router.stats
+    assert stats.routed_tokens == int(active.sum()) and stats.base_tokens == int((~active).sum())
+    assert sum(stats.tokens_by_task.values()) == stats.routed_tokens
+    by_expert = {f"expert{e}": int(n) for e, n in enumerate((weights > 0).sum(0)) if n}
+    assert dict(stats.tokens_by_expert) == by_expert
+    one = torch.tensor([[0.0, 0.0, 0.6], [0.1, 0.7, 0.2]])
+    assert generation.leading_tasks(one).tolist() == [0, 2], "shared alone: the first of its tasks"
 
 
 def test_the_router_sees_the_residual_stream() -> None:
