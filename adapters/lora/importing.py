@@ -19,6 +19,7 @@ from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.data import DataError, TaskPrompt, Tokens, read_task_prompts, render_prompt
 from adapters.evaluate import TaskScore, score_task
 from adapters.examples import gate_samples, places, prepare_tokens
+from adapters.gate import AnalyticGate
 from adapters.generate import Always, generate
 from adapters.learn import Learner, open_learner
 from adapters.lora.config import LoraError
@@ -78,6 +79,7 @@ def import_lora(
 
     fitted, held = _rendered(learner, prompts, settings)
     data = prepare_tokens(learner.backbone, fitted, learner.manifest.trunk_layers, learner.gate, task)
+    assert isinstance(learner.gate, AnalyticGate), "layout_for refuses others"
     learner.gate = learner.gate.with_task(gate_samples(learner.gate, data))
     check = prepare_tokens(learner.backbone, held, learner.manifest.trunk_layers, learner.gate, f"{task} (held out)")
     score = score_task(learner.model, learner.gate, check, index, task)
@@ -107,6 +109,11 @@ def layout_for(bank_dir: Path, base: BaseModelInfo, adapter: Adapter, task: str,
     else:
         if any(known.name == task for known in manifest.tasks):
             raise DataError(f"task {task!r} is already in generation {manifest.generation}; choose another --task")
+        if manifest.gate.kind != "analytic":
+            raise LoraError(
+                f"this bank's gate is {manifest.gate.kind}, which learns with its experts; an adapter can be imported "
+                "where the gate is analytic: give another bank"
+            )
         names = ("trunk_layers", "block_size")
         asked = {name: getattr(new, name) for name in names if getattr(new, name) is not None}
         layout = settings.model_copy(update={name: getattr(manifest, name) for name in (*names, "targets")} | asked)

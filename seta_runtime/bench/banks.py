@@ -24,6 +24,7 @@ def synthetic_bank(source: Bank, num_tasks: int, out: Path, seed: int = 0) -> Pa
     """
     manifest = source.manifest()
     gate = load_gate(manifest, source.load_gate(manifest))
+    assert isinstance(gate, AnalyticGate), "the tasks' statistics are what is multiplied"
     generator = torch.Generator().manual_seed(seed)
     origins = [i % len(manifest.tasks) for i in range(num_tasks)]
     bank = Bank.create(out)

@@ -1,14 +1,19 @@
 """Choosing blocks and fitting experts on the tiny model, piece by piece."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 
 from adapters import trainer
-from adapters.anchoring import Anchors
+from adapters.anchoring import Anchor, Anchors
 from adapters.composition import anchor
-from adapters.examples import prepare
+from adapters.examples import Prepared, prepare
+from adapters.gate_learning import Fitted
 from adapters.learn import Learner, open_learner
 from adapters.score_history import ScoreHistory
+from adapters.sparse_lora import SparseDelta
 from adapters.trainer import within_budget
 from tests.adapters.learning import QUICK, TRAIN
 
@@ -29,7 +34,7 @@ def test_a_batch_that_the_gate_sends_nowhere_is_no_error(learner: Learner) -> No
     expert = trainer.new_expert(learner.model, choice.blocks, learner.settings)
     learner.model.add("nowhere", expert, [0])
     before = [parameter.detach().clone() for delta in expert.values() for parameter in delta.parameters()]
-    trainer.fit_experts(learner.model, ["nowhere"], data, learner.settings, Anchors({}, 0.1))
+    trainer.fit_experts(learner.model, ["nowhere"], data, learner.settings, Anchors({}, 0.1), Fitted(learner.gate))
     after = [parameter for delta in expert.values() for parameter in delta.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -87,9 +92,36 @@ def test_a_strong_anchor_holds_a_shared_expert_where_it_was(learner: Learner) ->
             delta.b.data.fill_(0.01)
         learner.model.add("shared", expert, [0, 1])
         anchors = anchor(learner.model, ["shared"], settings)
-        trainer.fit_experts(learner.model, ["shared"], data, settings, anchors)
+        trainer.fit_experts(learner.model, ["shared"], data, settings, anchors, Fitted(learner.gate))
         return float(anchors.by_expert["shared"].squared_drift().detach())
 
     loose = drift(0.0)
     assert 0 < drift(1000.0) < loose / 4
     assert drift(1000.0, anchor_weights=False) == loose
+
+
+class Spy(Fitted):
+    """A gate that adds 0.25 to the loss and remembers the strengths it was told."""
+
+    def penalties(self, data: Prepared, batch: Sequence[int], strengths: Mapping[str, float]) -> list[torch.Tensor]:
+        self.told = dict(strengths)
+        return [torch.tensor(0.25)]
+
+
+@pytest.mark.parametrize("anchor_weights", [False, True])
+@pytest.mark.parametrize("anchor_routes", [False, True])
+def test_the_objective_is_the_sum_of_what_is_switched_on(
+    learner: Learner, anchor_weights: bool, anchor_routes: bool
+) -> None:
+    """Eq. 13. A rank-1 block whose product moved from norm 5 to 10: L_reg = lambda 5², lambda = 0.1 (1 + tanh 1)."""
+    a, b = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[1.0], [0.0]]])
+    delta = SparseDelta(torch.tensor([[0, 0]], dtype=torch.int32), a, b, (2, 2))
+    anchors = Anchors({"shared": Anchor.take({(1, "v_proj"): delta}, 1, 1)}, 0.1)
+    with torch.no_grad():
+        delta.b.mul_(2)
+    strength = 0.1 * (1 + math.tanh(1))
+    settings = QUICK.model_copy(update={"anchor_weights": anchor_weights, "anchor_routes": anchor_routes})
+    gate, data = Spy(learner.gate), Prepared([], [], [], [])  # type: ignore[arg-type]
+    loss = trainer.objective(torch.tensor(2.0), anchors, gate, data, [], settings)
+    assert float(loss.detach()) == pytest.approx(2.25 + (25 * strength if anchor_weights else 0), rel=1e-5)
+    assert gate.told == pytest.approx({"shared": strength} if anchor_routes else {})

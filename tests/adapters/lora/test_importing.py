@@ -16,11 +16,12 @@ from adapters.base_model import fingerprint
 from adapters.data import DataError, Example, render_chat
 from adapters.gate import load_gate
 from adapters.generate import Always, generate
-from adapters.learn import learn_tasks
+from adapters.learn import learn_tasks, open_learner
 from adapters.lora.config import LoraError
 from adapters.lora.importing import Imported, ImportSettings, import_lora
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
+from tests.adapters.learning import QUICK
 
 from .factory import load_base, load_peft, lora_tensors, train_like_peft, write_lora
 
@@ -244,6 +245,13 @@ def test_a_known_task_bad_prompts_and_another_layout_are_refused(
     assert "1 prompts of at most 64 tokens found" in message
     message = refused(old_bank, model, lora, good, ImportSettings(block_size=64))
     assert "block_size 64 found, this bank was made with 32" in message
+
+
+def test_a_bank_whose_gate_learns_with_its_experts_is_refused(
+    model: Path, lora: Path, prompts: Path, tmp_path: Path
+) -> None:
+    open_learner(tmp_path / "bank", str(model), QUICK.model_copy(update={"gate": "softmax"}))
+    assert "this bank's gate is softmax" in refused(tmp_path / "bank", model, lora, prompts)
 
 
 # The command line.
