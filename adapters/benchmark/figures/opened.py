@@ -9,8 +9,9 @@ from adapters.backbone import Backbone
 from adapters.bank import Bank, Manifest, check_base
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.data import Example
+from adapters.evidence import Gate
 from adapters.examples import Prepared, prepare
-from adapters.gate import AnalyticGate, load_gate
+from adapters.gate import load_gate
 from adapters.routed import RoutedModel
 
 MAX_TOKENS = 1024
@@ -20,7 +21,7 @@ MAX_TOKENS = 1024
 class OpenedBank:
     manifest: Manifest
     model: RoutedModel
-    gate: AnalyticGate
+    gate: Gate
 
     @classmethod
     def of(cls, bank_dir: Path, model: str, dtype: str = "bfloat16") -> OpenedBank:

@@ -26,6 +26,8 @@ from adapters.benchmark.settings import ALL_LINEARS, LoraSettings
 from adapters.benchmark.tasks import TaskData, read_sequence
 from adapters.data import Tokens
 from adapters.examples import gate_samples, prepare, render_all
+from adapters.gate import AnalyticGate
+from adapters.gate_learning import Fitted
 from adapters.learn import open_learner
 from adapters.settings import LearnSettings
 from adapters.trainer import batch_source, fit_experts, new_expert, within_budget
@@ -44,14 +46,16 @@ def seta_step(task: TaskData, model_dir: Path, settings: LearnSettings) -> tuple
     start = time.monotonic()
     data = prepare(learner.backbone, task.train, settings.trunk_layers, learner.gate, settings.max_tokens, task.name)[0]
     once_seconds = time.monotonic() - start
-    data.route(learner.gate.with_task(gate_samples(learner.gate, data)))
+    assert isinstance(learner.gate, AnalyticGate), "a gate that learns would be measured with the experts"
+    gate = learner.gate.with_task(gate_samples(learner.gate, data))
+    data.route(gate)
     size, generator = settings.block_size, torch.Generator().manual_seed(0)
     grids = {site: [d // size for d in routed.base.weight.shape] for site, routed in model.sites.items()}
     scores = {site: torch.rand(*grid, generator=generator) for site, grid in grids.items()}
     model.add("new", new_expert(model, within_budget(scores, [], settings), settings), [0])
 
     def step(seed: int) -> None:
-        fit_experts(model, ["new"], data, settings.model_copy(update={"seed": seed}), Anchors({}, 0.0))
+        fit_experts(model, ["new"], data, settings.model_copy(update={"seed": seed}), Anchors({}, 0.0), Fitted(gate))
 
     return step, data.tokens, once_seconds
 

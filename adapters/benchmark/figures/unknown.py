@@ -16,6 +16,7 @@ import torch
 
 from adapters.benchmark.figures.store import Figure
 from adapters.benchmark.tasks import TaskData
+from adapters.data import DataError
 from adapters.examples import Prepared, gate_samples, prepare
 from adapters.gate import AnalyticGate
 from adapters.learn import Learner, open_learner
@@ -49,6 +50,9 @@ def measure_unknown(tasks: Sequence[TaskData], sequence: str, model: str, settin
     """No expert is trained: the trunk's outputs are all it takes. Raises DataError, BaseModelError."""
     with tempfile.TemporaryDirectory() as folder:
         learner = open_learner(Path(folder) / "bank", model, settings)
+    known_to_none = learner.gate
+    if not isinstance(known_to_none, AnalyticGate):
+        raise DataError(f"gate {known_to_none.kind} found, expected analytic: it tells unknown tasks without training")
     samples, tests = {}, {}
     for task in tasks:
         train = _prepared(learner, task, is_train=True)
@@ -56,7 +60,7 @@ def measure_unknown(tasks: Sequence[TaskData], sequence: str, model: str, settin
         tests[task.name] = _prepared(learner, task, is_train=False)
     rows, values = [], {}
     for left_out in tests:
-        gate = learner.gate
+        gate = known_to_none
         for name in (name for name in tests if name != left_out):
             gate = gate.with_task(samples[name])
         known = [score for name in tests if name != left_out for score in scores(gate, tests[name])]
