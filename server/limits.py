@@ -69,7 +69,7 @@ def _check_answers(request: Generating, most: int) -> None:
 
 def _check_max_tokens(request: Generating, most: int | None) -> None:
     for field in ("max_completion_tokens", "max_tokens"):
-        if most is not None and (getattr(request, field, None) or 0) > most:
+        if most is not None and (vars(request).get(field) or 0) > most:
             raise _too_much(field, f"{field} must be at most {most}")
 
 
