@@ -9,19 +9,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import health, metrics, openai
+from . import health, metrics, model_list, openai
 from .auth import OPEN_PATHS, Guard
 from .config import ServeConfig
 from .errors import ApiError, as_api_error, internal_error
 from .service import Service
+
+ROUTERS = tuple(part.router for part in (health, metrics, model_list, openai))
 
 
 def build_app(service: Service) -> FastAPI:
     """Deny by default: no docs, no schema, no redirects, only the routes included here, each behind the guard."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
-    for part in (health, metrics, openai):
-        app.include_router(part.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     config, access = service.config, service.access

@@ -103,6 +103,14 @@ def loadtest(context: typer.Context) -> None:
     _hand_on("loadtest.cli", context.args, "seta loadtest")
 
 
+@app.command("openapi")
+def openapi() -> None:
+    """Print the OpenAPI description of the server's routes."""
+    from .openapi import print_document  # imports vLLM
+
+    print_document()
+
+
 def _hand_on(module: str, arguments: list[str], name: str) -> None:
     importlib.import_module(module).app(args=arguments, prog_name=name)
 

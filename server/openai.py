@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes, answered by vLLM's own handlers.
+"""The OpenAI-compatible routes that generate or tokenize, answered by vLLM's own handlers.
 
 A request's life: it is admitted, or refused at once; the body is read and bounded; its model name is resolved, which
 binds the request to a generation (or to the base model) for good; vLLM's request model and our limits check the fields;
@@ -20,7 +20,7 @@ from .auth import tenant_of
 from .bodies import client_closed, parse, read_json_object
 from .config import ServeConfig
 from .errors import ApiError, as_api_error, from_vllm
-from .generations import Generations, Target
+from .generations import Target
 from .service import Serving, service_of, serving_of
 from .tenants import cache_salt
 
@@ -72,20 +72,6 @@ async def tokenize(request: Request, visit: Admitted) -> Response:
 @router.post("/detokenize")
 async def detokenize(request: Request, visit: Admitted) -> Response:
     return await _answer(request, visit, _detokenize)
-
-
-@router.get("/v1/models")
-async def models(request: Request) -> Response:
-    serving = serving_of(request)
-    cards = [_card(serving, name) for name in serving.generations.names]
-    return JSONResponse({"object": "list", "data": cards}, headers=_current(serving.generations).headers)
-
-
-@router.get("/v1/models/{name}")
-async def model(request: Request, name: str) -> Response:
-    serving = serving_of(request)
-    target = serving.generations.resolve(name)
-    return JSONResponse(_card(serving, name), headers=target.headers)
 
 
 async def _answer(request: Request, visit: Visit, call: Call) -> Response:
@@ -209,22 +195,3 @@ def _forget(work: "asyncio.Task[Any]") -> None:
     """Nobody is left to answer; look at the exception so that asyncio does not report it."""
     if not work.cancelled():
         work.exception()
-
-
-def _current(generations: Generations) -> Target:
-    return generations.resolve(None)
-
-
-def _card(serving: Serving, name: str) -> dict[str, Any]:
-    """A model as `/v1/models` shows it: never a path of the server."""
-    generations = serving.generations
-    target = generations.resolve(name)
-    number = generations.current if target.generation is None else target.generation
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(generations.manifests[number].created.timestamp()),
-        "owned_by": "seta",
-        "parent": None if target.generation is None else generations.base_name,
-        "max_model_len": serving.handlers.max_model_len,
-    }
