@@ -1,4 +1,5 @@
-"""A generation in one file: a plain tar (ustar) of `manifest.json`, then the objects it names.
+"""A generation in one file: a plain tar (ustar) of `manifest.json`, then the objects it names, or some of them: a bank
+that has the others needs no second copy.
 
 The reader parses the 512-byte headers itself, one at a time, and accepts nothing but those regular files, each once
 and of the size the manifest says. So no name can lead anywhere, no link, sparse file or extended header is followed,
@@ -7,7 +8,7 @@ and no more is read than the manifest, bounded first, allows. Uncompressed: weig
 
 import contextlib
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -32,6 +33,12 @@ def pack(manifest: Manifest, objects: Iterable[tuple[ObjectRef, bytes]]) -> Iter
     for ref, data in objects:
         yield from _member(object_path(ref.object), data)
     yield _END
+
+
+def packed_bytes(manifest: Manifest, refs: Iterable[ObjectRef]) -> int:
+    """How long the archive of these objects is."""
+    sizes = [len(manifest.to_bytes()), *(ref.object_bytes for ref in refs)]
+    return sum(_BLOCK + size + -size % _BLOCK for size in sizes) + len(_END)
 
 
 @contextlib.contextmanager
@@ -61,8 +68,13 @@ def unpack_manifest(file: BinaryIO) -> Manifest:
     return manifest
 
 
-def unpack_objects(file: BinaryIO, manifest: Manifest) -> Iterator[tuple[ObjectRef, bytes]]:
-    """Every object of the manifest once, size checked before and digest after it is read."""
+def unpack_objects(
+    file: BinaryIO, manifest: Manifest, stored: Collection[ObjectRef] = ()
+) -> Iterator[tuple[ObjectRef, bytes]]:
+    """The archive's objects, each once, size checked before and digest after it is read.
+
+    Raises: BankCorrupt if one that the manifest names is neither in the archive nor among `stored`.
+    """
     expected = {object_path(ref.object): ref for ref in manifest.refs}
     while (header := _header(file)) is not None:
         name, size = header
@@ -74,8 +86,9 @@ def unpack_objects(file: BinaryIO, manifest: Manifest) -> Iterator[tuple[ObjectR
         data = _body(file, name, size)
         verify_bytes(data, ref)
         yield ref, data
-    if expected:
-        raise BankCorrupt(f"the archive lacks {len(expected)} object(s), first {next(iter(expected))}; {_AGAIN}")
+    lacking = [name for name, ref in expected.items() if ref not in stored]
+    if lacking:
+        raise BankCorrupt(f"the archive lacks {len(lacking)} object(s), first {lacking[0]}; {_AGAIN}")
 
 
 def _check_total(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ A manifest is small, immutable and complete: with the objects it names it is all
 check everything that can be checked without reading an object; `experts.check_expert` checks the rest.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -156,6 +157,11 @@ class Manifest(Frozen):
         """Every object this generation needs, each once: the gate, the experts in order, the scores."""
         scores = [] if self.scores is None else [self.scores.ref]
         return tuple(dict.fromkeys([self.gate.ref, *(expert.ref for expert in self.experts), *scores]))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `to_bytes()`. A manifest names its objects by digest, so this stands for the whole generation."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def expert(self, expert_id: str) -> ExpertInfo:
         for expert in self.experts:

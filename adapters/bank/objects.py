@@ -103,6 +103,14 @@ def write_object(disk: Disk, root: Path, data: bytes) -> ObjectRef:
     return ref
 
 
+def is_stored(root: Path, ref: ObjectRef) -> bool:
+    """Whether a file of this name and size is there; whether its bytes are right is known once it is read."""
+    try:
+        return safe_path(root, object_path(ref.object)).lstat().st_size == ref.object_bytes
+    except OSError:
+        return False
+
+
 def read_object_bytes(root: Path, ref: ObjectRef) -> bytes:
     return read_file(root, object_path(ref.object), MAX_OBJECT_BYTES, ref.object_bytes)
 

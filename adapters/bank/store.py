@@ -12,9 +12,9 @@ and publishing the same manifest again finishes the work.
 import contextlib
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from .info import ObjectRef
 from .lock import LOCK_NAME, writer_lock
 from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
 from .objects import OBJECTS_DIR, encode_object, read_object, write_object
-from .transfer import export_generation, import_generation
+from .transfer import export_chunks, export_generation, import_archive, import_generation, missing_objects
 from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems
 
 CURRENT = "CURRENT"
@@ -121,8 +121,8 @@ class Bank:
         check_finite(tensors, f"scores of generation {manifest.generation}")
         return tensors
 
-    def publish(self, manifest: Manifest) -> None:
-        """Verify all that the manifest refers to, write the manifest, then make it CURRENT.
+    def publish(self, manifest: Manifest, make_current: bool = True) -> None:
+        """Verify all that the manifest refers to, write the manifest, then make it CURRENT (unless told not to).
 
         Publishing the newest generation's very manifest again only makes it CURRENT: the retry after a crash.
         Raises: BankConflict if the number is not the next one, BankMismatch if the parent has another base,
@@ -135,13 +135,27 @@ class Bank:
             self._check_is_next(manifest, data)
             self.check_objects(manifest)
             atomic_write(self.disk, self.root, where, [data])
-            self.write_current(manifest.generation)
+            if make_current:
+                self.write_current(manifest.generation)
 
     def set_current(self, generation: int) -> None:
         """Serve another generation, older or newer, once it is verified whole."""
         with self.writing():
             self.check_objects(self.manifest(generation))
             self.write_current(generation)
+
+    def point_to(self, manifest: Manifest) -> None:
+        """Make a generation CURRENT for a caller that holds all of it, verified, in memory.
+
+        Nothing is read again but the manifest: it must still be this one. Raises: BankNotFound if it, or an object it
+        needs, is no longer in the bank (a restart could not bring it back), BankConflict if it is another.
+        """
+        with self.writing():
+            if self.manifest(manifest.generation) != manifest:
+                raise BankConflict(f"generation {manifest.generation} has other contents in the bank than in memory")
+            if missing := missing_objects(self, manifest):
+                raise BankNotFound(f"generation {manifest.generation}: {len(missing)} object(s) are gone; {RESTORE}")
+            self.write_current(manifest.generation)
 
     def verify(self) -> list[str]:
         """One line for every problem in any generation; empty for a whole bank."""
@@ -161,15 +175,28 @@ class Bank:
         export_generation(self, manifest, Path(archive_path))
         return manifest
 
+    def missing_objects(self, manifest: Manifest) -> list[ObjectRef]:
+        """What an archive of `manifest` must hold to be imported here. Raises: BankMismatch, BankConflict."""
+        return missing_objects(self, manifest)
+
+    def export_chunks(self, manifest: Manifest, refs: Collection[ObjectRef]) -> Iterator[bytes]:
+        """The bytes of an archive that holds only these objects (see `archive.packed_bytes`); all is verified first."""
+        return export_chunks(self, manifest, refs)
+
+    def import_file(self, file: BinaryIO) -> Manifest:
+        """As `import_`, from an open file that can seek."""
+        return import_generation(self, file)
+
     def import_(self, archive_path: str | os.PathLike[str]) -> Manifest:
         """Bring in an exported generation under its own number; everything is verified before anything is written.
 
-        Its parent need not be here. It becomes CURRENT only in a bank that has none. Importing what is here already
-        changes nothing, except that missing or damaged objects are replaced.
+        Objects that the bank has already may be left out of the archive. Its parent need not be here. It becomes
+        CURRENT only in a bank that has none. Importing what is here already changes nothing, except that missing or
+        damaged objects are replaced.
         Raises: BankConflict if the number is taken by another manifest, BankMismatch for another base model,
         BankPathEscape for links and names that lead elsewhere, BankTooLarge, BankCorrupt.
         """
-        return import_generation(self, Path(archive_path))
+        return import_archive(self, Path(archive_path))
 
     def check_objects(self, manifest: Manifest) -> None:
         """Read and verify every object of a manifest, each once."""
@@ -182,6 +209,13 @@ class Bank:
     def write_current(self, generation: int) -> None:
         """For callers that hold the writer lock and have verified the generation; others use `set_current`."""
         atomic_write(self.disk, self.root, CURRENT, [f"{generation}\n".encode()])
+
+    def sync_objects(self) -> None:
+        """Make the names of all objects durable. Raises: BankIOError."""
+        try:
+            self.disk.fsync_dir(self.root / OBJECTS_DIR)
+        except OSError as error:
+            raise write_error(OBJECTS_DIR, error) from error
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """The writer lock: one writer at a time, across processes; not re-entrant."""

@@ -20,7 +20,9 @@ from adapters.bank import (
     BankNotFound,
     BankPathEscape,
     BankTooLarge,
+    ObjectRef,
 )
+from adapters.bank.archive import packed_bytes
 
 from .factory import BASE, make_bank
 
@@ -66,6 +68,52 @@ def test_again_changes_nothing_but_heals(tmp_path: Path) -> None:
     path.write_bytes(b"damaged")
     bank.import_(archive)
     assert contents(bank.root) == before
+
+
+def export_some(bank: Bank, path: Path, refs: list[ObjectRef]) -> Path:
+    """An archive that holds only these objects."""
+    manifest = bank.manifest()
+    data = b"".join(bank.export_chunks(manifest, refs))
+    assert len(data) == packed_bytes(manifest, refs)
+    path.write_bytes(data)
+    return path
+
+
+def test_only_what_is_missing(tmp_path: Path) -> None:
+    source = make_bank(tmp_path / "source")
+    bank = make_bank(tmp_path / "target", ["alpha"])
+    missing = bank.missing_objects(source.manifest())
+    shared = source.manifest().expert("alpha.unique").ref
+    assert set(missing) == set(source.manifest().refs) - {shared}
+    bank.import_(export_some(source, tmp_path / "part.tar", missing))
+    assert bank.verify() == []
+    assert bank.manifest(2) == source.manifest()
+    assert bank.missing_objects(source.manifest()) == []
+
+
+def test_what_an_archive_leaves_out_is_verified_too(tmp_path: Path) -> None:
+    source = make_bank(tmp_path / "source")
+    bank = make_bank(tmp_path / "target", ["alpha"])
+    archive = export_some(source, tmp_path / "part.tar", bank.missing_objects(source.manifest()))
+    path = bank.root / "objects/sha256" / f"{source.manifest().expert('alpha.unique').object}.safetensors"
+    path.write_bytes(path.read_bytes()[::-1])
+    before = contents(bank.root)
+    with pytest.raises(BankCorrupt, match="its bytes were altered"):
+        bank.import_(archive)
+    path.unlink()
+    with pytest.raises(BankCorrupt, match=r"lacks 1 object\(s\)"):
+        bank.import_(archive)
+    assert contents(bank.root).items() < before.items()
+    assert bank.generations() == [0, 1]
+
+
+def test_missing_objects_are_listed_only_for_what_may_enter(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "target")
+    with pytest.raises(BankConflict, match="generation 2 exists with other contents"):
+        bank.missing_objects(make_bank(tmp_path / "other", ["alpha", "gamma"]).manifest())
+    base = BASE.model_copy(update={"weights_sha256": "cd" * 32})
+    with pytest.raises(BankMismatch, match="one base model"):
+        bank.missing_objects(make_bank(tmp_path / "base", [], base=base).manifest())
 
 
 def test_archives_are_reproducible_and_ordinary_tar_files(tmp_path: Path) -> None:

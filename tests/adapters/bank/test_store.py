@@ -45,6 +45,30 @@ def test_generations_and_current(tmp_path: Path) -> None:
     assert bank.current() == 1
 
 
+def test_published_without_becoming_current(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, ["alpha"])
+    bank.publish(next_manifest(bank, bank.manifest(), "beta"), make_current=False)
+    assert (bank.generations(), bank.current()) == ([0, 1, 2], 1)
+
+
+def test_current_points_only_to_what_a_restart_can_read(tmp_path: Path) -> None:
+    """`point_to` trusts its caller for the bytes, not for what has happened to the bank since they were read."""
+    bank = make_bank(tmp_path)
+    held = bank.manifest(1)
+    bank.point_to(held)
+    assert bank.current() == 1
+    with pytest.raises(BankConflict, match="other contents in the bank than in memory"):
+        bank.point_to(bank.manifest(2).model_copy(update={"tasks": ()}))
+    bank.set_current(2)
+    (tmp_path / "objects/sha256" / f"{held.gate.object}.safetensors").unlink()
+    with pytest.raises(BankNotFound, match=r"1 object\(s\) are gone"):
+        bank.point_to(held)
+    (tmp_path / "generations/00001.json").unlink()
+    with pytest.raises(BankNotFound, match="00001.json does not exist"):
+        bank.point_to(held)
+    assert bank.current() == 2
+
+
 def test_learning_goes_on_from_an_older_generation_after_a_rollback(tmp_path: Path) -> None:
     bank = make_bank(tmp_path)
     bank.set_current(1)
