@@ -25,7 +25,8 @@ from adapters.gate import load_gate
 from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.layer import OutputSlice, RoutedProjection
-from seta_runtime.resident import Layout, ResidentGeneration, bank_root_of
+from seta_runtime.preparation import Preparations
+from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
 from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
 from seta_runtime.state import StepState
 from seta_runtime.stats import RoutingStats
@@ -146,17 +147,25 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         self._found = fingerprint(resolve_model_dir(vllm_config.model_config.model))
         bank = Bank.open(self.config.bank)
         check_base(bank.manifest(), self._found)
+        self.preparations = Preparations(self._load)
 
     def _load_adapter(self, lora_request: LoRARequest) -> Any:
-        root, generation = bank_root_of(lora_request.lora_path)
-        if root.resolve() != self.config.bank.resolve():
+        """What was prepared under this id; else, for engines without a server in front, read it now."""
+        prepared = self.preparations.take(lora_request.lora_int_id)
+        if prepared is not None:
+            return prepared
+        path = AdapterPath.parse(lora_request.lora_path)
+        if path.bank.resolve() != self.config.bank.resolve():
             raise BankPathEscape(
-                f"generation {generation} was named in bank {root.name!r}, this engine serves "
+                f"generation {path.generation} was named in bank {path.bank.name!r}, this engine serves "
                 f"{self.config.bank.name!r}; name a generation of that bank"
             )
+        return self._load(lora_request.lora_int_id, path.generation, path.digest)
+
+    def _load(self, adapter_id: int, generation: int, digest: str | None) -> ResidentGeneration:
         layout = Layout(self.config.trunk_layers, self.config.targets)
         return ResidentGeneration.load(
-            lora_request.lora_int_id, root, generation, self._found, layout, self._dtype, self.device
+            adapter_id, self.config.bank, generation, digest, self._found, layout, self._dtype, self.device
         )
 
     @property

@@ -10,12 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, BankCorrupt, BaseModelInfo, Manifest, check_base, expert_sites
+from adapters.bank import (
+    Bank,
+    BankConflict,
+    BankCorrupt,
+    BankMismatch,
+    BaseModelInfo,
+    Manifest,
+    check_base,
+    expert_sites,
+)
 from adapters.evidence import Gate
 from adapters.gate import load_gate
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 
-MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json")
+MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,20 @@ class ResidentGeneration:
         adapter_id: int,
         bank_root: Path,
         generation: int,
+        digest: str | None,
         found: BaseModelInfo,
         layout: Layout,
         dtype: torch.dtype,
         device: torch.device,
     ) -> ResidentGeneration:
-        """Read and verify a whole generation. Raises a BankError; nothing is kept then."""
+        """Read and verify a whole generation; `digest` is its manifest's, where the caller has read that before.
+
+        Raises a BankError; nothing is kept then.
+        """
         bank = Bank.open(bank_root)
         manifest = bank.manifest(generation)
+        if digest is not None and manifest.digest != digest:
+            raise BankConflict(f"generation {generation} has other contents than a moment ago; try again")
         check_base(manifest, found)
         layout.check(manifest)
         gate = load_gate(manifest, bank.load_gate(manifest)).to(device)
@@ -101,7 +116,7 @@ class Layout:
     def check(self, manifest: Manifest) -> None:
         found = (manifest.trunk_layers, set(manifest.targets) - set(self.targets))
         if found != (self.trunk_layers, set()):
-            raise BankCorrupt(
+            raise BankMismatch(
                 f"generation {manifest.generation} has trunk_layers {manifest.trunk_layers} and targets "
                 f"{list(manifest.targets)}, the engine was started for {self.trunk_layers} and {list(self.targets)}; "
                 "restart the server on this bank"
@@ -122,10 +137,31 @@ def _pack_all(
     }
 
 
-def bank_root_of(manifest_path: str) -> tuple[Path, int]:
-    """`<bank>/generations/00004.json` → (`<bank>`, 4); the name is checked, not trusted."""
-    path = Path(os.path.abspath(manifest_path))
-    number = MANIFEST_NAME.fullmatch(path.name)
-    if path.parent.name != "generations" or number is None:
-        raise BankCorrupt(f"{path.name!r} is not a generation's manifest; expected <bank>/generations/<number>.json")
-    return path.parent.parent, int(number[1])
+@dataclass(frozen=True)
+class AdapterPath:
+    """How a `LoRARequest` names a generation: `<bank>/generations/00004.json`, and `#<digest of the manifest>`.
+
+    The prefix cache's keys hold this path. With the digest, a generation of the same number and other contents (a bank
+    that was wiped and filled again) cannot meet the entries of the first.
+    """
+
+    bank: Path
+    generation: int
+    digest: str | None
+
+    @classmethod
+    def of(cls, bank: Path, manifest: Manifest) -> AdapterPath:
+        return cls(bank, manifest.generation, manifest.digest)
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterPath:
+        """Raises: BankCorrupt; the name is checked, not trusted."""
+        path = Path(os.path.abspath(text))
+        found = MANIFEST_NAME.fullmatch(path.name)
+        if path.parent.name != "generations" or found is None:
+            raise BankCorrupt(f"{path.name!r} is no generation's manifest; expected <bank>/generations/<number>.json")
+        return cls(path.parent.parent, int(found[1]), found[2])
+
+    def __str__(self) -> str:
+        suffix = "" if self.digest is None else f"#{self.digest}"
+        return f"{self.bank}/generations/{self.generation:05d}.json{suffix}"

@@ -14,6 +14,18 @@ class SetaWorkerExtension:
         """Cumulative routing counts of this worker (`seta_runtime.stats.RoutingStats`)."""
         return self.model_runner.lora_manager.stats.as_dict()
 
+    def seta_prepare(self, adapter_id: int, generation: int, digest: str) -> None:
+        """Start to read, verify and pack a generation beside the running steps; `add_lora` then only takes it."""
+        self.model_runner.lora_manager.preparations.start(adapter_id, generation, digest)
+
+    def seta_preparation(self, adapter_id: int) -> dict[str, Any]:
+        """How far that is (`seta_runtime.preparation.Preparations.state`)."""
+        return self.model_runner.lora_manager.preparations.state(adapter_id)
+
+    def seta_discard(self, adapter_id: int) -> None:
+        """Forget what was prepared, or is still being prepared, and was not taken."""
+        self.model_runner.lora_manager.preparations.discard(adapter_id)
+
     def seta_resident(self) -> list[int]:
         """Adapter ids of the generations in memory."""
         return sorted(self.model_runner.lora_manager.list_adapters())

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, BankCorrupt, BankError, BankMismatch, BankNotFound, Manifest
+from adapters.bank import Bank, BankConflict, BankCorrupt, BankError, BankMismatch, BankNotFound, Manifest
 from adapters.gate import AnalyticGate
-from seta_runtime.resident import Layout, ResidentGeneration, bank_root_of
+from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
 from tests.adapters.bank.factory import BASE, TRUNK_LAYERS, empty_manifest, expert_info, make_tensors, next_manifest
 from tests.seta_runtime.random_experts import CPU, random_gate
 
@@ -35,7 +35,7 @@ def with_gate(bank: Bank, manifest: Manifest, **changes: Tensor) -> Manifest:
 
 
 def load(bank: Bank, generation: int, **changes: object) -> ResidentGeneration:
-    arguments = {"found": BASE, "layout": LAYOUT, "dtype": torch.float32, "device": CPU}
+    arguments = {"digest": None, "found": BASE, "layout": LAYOUT, "dtype": torch.float32, "device": CPU}
     return ResidentGeneration.load(7, bank.root, generation, **{**arguments, **changes})  # type: ignore[arg-type]
 
 
@@ -80,7 +80,7 @@ def test_another_base_is_refused(tmp_path: Path, change: dict[str, object]) -> N
 
 @pytest.mark.parametrize("layout", [Layout(2, ("v_proj",)), Layout(TRUNK_LAYERS, ("q_proj",))])
 def test_another_layout_is_refused(tmp_path: Path, layout: Layout) -> None:
-    with pytest.raises(BankCorrupt, match="generation 1 has trunk_layers 1 .* started for .* restart"):
+    with pytest.raises(BankMismatch, match="generation 1 has trunk_layers 1 .* started for .* restart"):
         load(make_bank(tmp_path / "bank"), 1, layout=layout)
 
 
@@ -165,17 +165,30 @@ def write_manifest(bank: Bank, manifest: Manifest) -> None:
         "bank/objects/00004.json",
         "bank/generations/../../etc/00004.json",
         "bank/generations/00004.json/..",
+        "bank/generations/00004.json#",
+        "bank/generations/00004.json#abcd",
         "/etc/passwd",
         "",
     ],
 )
 def test_paths_that_name_no_manifest_are_refused(path: str) -> None:
-    with pytest.raises(BankCorrupt, match="is not a generation's manifest"):
-        bank_root_of(path)
+    with pytest.raises(BankCorrupt, match="is no generation's manifest"):
+        AdapterPath.parse(path)
 
 
-def test_a_manifest_names_its_bank_and_generation(tmp_path: Path) -> None:
-    assert bank_root_of(str(tmp_path / "x/../bank/generations/00004.json")) == (tmp_path / "bank", 4)
+def test_a_path_names_bank_generation_and_contents(tmp_path: Path) -> None:
+    path = AdapterPath(tmp_path / "bank", 4, "ab" * 32)
+    assert AdapterPath.parse(str(path)) == path
+    assert AdapterPath.parse(str(tmp_path / "x/../bank/generations/00004.json")) == AdapterPath(
+        tmp_path / "bank", 4, None
+    )
+
+
+def test_other_contents_than_the_caller_has_read_are_refused(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "bank")
+    assert load(bank, 1, digest=bank.manifest(1).digest).generation == 1
+    with pytest.raises(BankConflict, match="other contents than a moment ago"):
+        load(bank, 1, digest=bank.manifest(2).digest)
 
 
 def test_links_out_of_the_bank_are_refused(tmp_path: Path) -> None:

@@ -88,10 +88,7 @@ def test_a_slot_reassigned_during_a_request(
     engine.generate(prompts[:1], 1, MAX_TOKENS)
     engine.generate(prompts[:1], 2, MAX_TOKENS)
     core = engine.llm.llm_engine
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
-    core.add_request("moving", {"prompt_token_ids": prompts[0]}, parameters, lora_request=engine.request(1))
+    core.add_request("moving", {"prompt_token_ids": prompts[0]}, _greedy(), lora_request=engine.request(1))
     finished = []
     while core.has_unfinished_requests():
         finished += [output for output in core.step() if output.finished]
@@ -118,6 +115,33 @@ def test_a_broken_generation_is_refused_and_disturbs_nothing(
     assert resident(engine) == before
     answers = engine.generate(prompts * 2, [0] * len(prompts) + [1] * len(prompts), MAX_TOKENS)
     assert [answer.tokens for answer in answers] == alone[0] + alone[1]
+
+
+def test_a_prepared_generation_is_put_into_its_slot_without_the_disk(
+    engine: Engine, prompts: list[list[int]], alone: dict[int | None, list[list[int]]]
+) -> None:
+    """Loading is done beside the steps; then even a bank that is gone does not matter."""
+    assert engine.bank is not None
+    request = engine.request(2)
+    request.lora_int_id = 50
+    engine.llm.collective_rpc("seta_prepare", args=(50, 2, Bank.open(engine.bank).manifest(2).digest))
+    while (state := engine.llm.collective_rpc("seta_preparation", args=(50,))[0])["state"] == "loading":
+        engine.generate(prompts[:1], 1, 1)
+    assert state["state"] == "ready" and state["resident_bytes"] > 0
+    gone = engine.bank.rename(engine.bank.with_name("gone"))
+    try:
+        engine.llm.llm_engine.add_lora(request)
+        answers = engine.llm.generate([{"prompt_token_ids": p} for p in prompts], _greedy(), lora_request=request)
+    finally:
+        gone.rename(engine.bank)
+    assert [list(answer.outputs[0].token_ids) for answer in answers] == alone[2]
+    engine.llm.llm_engine.remove_lora(50)
+
+
+def _greedy() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
 
 
 def test_another_banks_generation_is_refused(engine: Engine, tmp_path: Path) -> None:
