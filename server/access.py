@@ -27,6 +27,8 @@ def load_access(config: ServeConfig) -> Access:
     if clients and admins and clients.digests & admins.digests:
         raise KeysError(f"{clients.source} and {admins.source} share a key; an administrator needs one of their own")
     refuse_exposure("--host", config.host, clients, f"--api-keys-file or {API_KEYS}")
+    if config.admin_address is not None:
+        refuse_exposure("--admin-host", config.admin_host, admins, f"--admin-keys-file or {ADMIN_KEYS}")
     return Access(clients, admins)
 
 

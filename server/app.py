@@ -1,15 +1,19 @@
-"""The ASGI app: our routes and nothing else, behind the guard; whatever fails gets an error in OpenAI's shape."""
+"""The two ASGI apps: our routes and nothing else, behind the guard; whatever fails is answered in OpenAI's shape."""
 
 import asyncio
+from importlib.metadata import version
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import health, metrics, model_list, openai
+from adapters.bank import BankError
+
+from . import admin, health, metrics, model_list, openai
 from .auth import OPEN_PATHS, Guard
 from .config import ServeConfig
 from .errors import ApiError, as_api_error, internal_error
@@ -21,15 +25,35 @@ ROUTERS = tuple(part.router for part in (health, metrics, model_list, openai))
 def build_app(service: Service) -> FastAPI:
     """Deny by default: no docs, no schema, no redirects, only the routes included here, each behind the guard."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(ApiError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_error)
     config, access = service.config, service.access
     open_paths = OPEN_PATHS | {"/metrics"} if config.open_metrics else OPEN_PATHS
     app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths)
     _allow_origins(app, config)
+    return _equip(app, service)
+
+
+def build_admin_app(service: Service) -> FastAPI:
+    """The app of the admin listener: every route needs an admin key, its OpenAPI document included."""
+    app = FastAPI(
+        title="SETA administration",
+        version=version("seta"),
+        openapi_url=f"{admin.PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(admin.router)
+    app.openapi = lambda: admin.openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(Guard, keys=service.access.admins, others=service.access.clients, open_paths=())
+    return _equip(app, service)
+
+
+def _equip(app: FastAPI, service: Service) -> FastAPI:
+    app.state.service = service
+    for kind in (ApiError, BankError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_error)
     app.add_middleware(LastResort, service=service)
     return app
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic.fields import FieldInfo
 
-from . import keys_cli
+from . import generations_cli, keys_cli
 from .access import load_access
 from .config import ServeConfig, ServeError, build_config
 from .listen import bind
@@ -37,10 +37,10 @@ def _serve(**options: Any) -> None:
     try:
         config = build_config(**given)
         access = load_access(config)
-        with bind(config) as sock:
+        with bind(config) as sockets:
             from .launch import launch
 
-            launch(config, sock, access)
+            launch(config, sockets, access)
     except (ServeError, ImportError) as error:
         if options["log_level"] == "debug":
             raise
@@ -76,6 +76,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 app.add_typer(keys_cli.app, name="keys")
+app.add_typer(generations_cli.app, name="generations")
 app.command("serve")(_with_options_of_config(_serve))
 
 

@@ -29,7 +29,15 @@ class ServeConfig(BaseModel):
     name: Annotated[str, Field(description="Public model name; from --model if not given.")]
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
-    max_generations: Annotated[int, Field(ge=1, le=64, description="Generations held in memory at once.")] = 4
+    admin_host: Annotated[str, Field(min_length=1, description="Address of the admin API.")] = "127.0.0.1"
+    admin_port: Annotated[
+        int | None, Field(ge=0, le=65535, description="Port of the admin API; --port plus 1 if not given, 0 for none.")
+    ] = None
+    max_upload_mib: Annotated[float, Field(gt=0, description="Largest uploaded archive of a generation, MiB.")] = 4096.0
+    max_generations: Annotated[
+        int,
+        Field(ge=2, le=64, description="Generations held in memory; old ones finish their requests beside new ones."),
+    ] = 4
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600, description="Time running requests get to finish.")] = 10
     log_level: Annotated[LogLevel, Field(description="debug also shows the engine's own log and tracebacks.")] = "info"
 
@@ -89,6 +97,17 @@ class ServeConfig(BaseModel):
     def base_name(self) -> str:
         """The public name of the plain base model."""
         return self.name + BASE_SUFFIX
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Host and port of the admin listener; None if there is none."""
+        if self.admin_port == 0:
+            return None
+        return self.admin_host, min(self.port + 1, 65535) if self.admin_port is None else self.admin_port
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_mib * (1 << 20))
 
     @property
     def max_body_bytes(self) -> int:

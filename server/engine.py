@@ -1,7 +1,7 @@
 """Building vLLM's engine from a `ServeConfig`.
 
 `start_engine` blocks for as long as the model loads (seconds to minutes), so it runs in a thread of its own while the
-event loop answers health checks. It returns an `AsyncLLM`, whose engine core is another process.
+event loop answers health checks. It returns vLLM's `AsyncLLM`, whose engine core is another process.
 """
 
 import difflib
@@ -20,7 +20,8 @@ from .preflight import Plan
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from .counting import CountingEngine
 
 _OPTIONAL = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "reasoning_parser")
 # Engine arguments with an option of their own, or that the design decides.
@@ -39,11 +40,12 @@ _OWN = {
 _FIXED = ("enable_log_requests", "disable_log_stats", "data_parallel_size", "runner", "convert", "enable_sleep_mode")
 
 
-def start_engine(config: ServeConfig, plan: Plan) -> "AsyncLLM":
+def start_engine(config: ServeConfig, plan: Plan) -> "CountingEngine":
     """A running engine without any generation yet. Blocks. Raises: ServeError."""
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from .counting import CountingEngine
 
     args = engine_args(config, plan)
     if args.enforce_eager and current_platform.is_cpu():
@@ -55,7 +57,7 @@ def start_engine(config: ServeConfig, plan: Plan) -> "AsyncLLM":
         raise ServeError(f"vLLM refuses the configuration: {_first_message(error)}") from error
     except (UnsupportedEngine, ValueError, NotImplementedError, OSError) as error:
         raise ServeError(f"the engine cannot run like this: {_first_line(error)}") from error
-    return AsyncLLM.from_vllm_config(vllm_config, usage_context=UsageContext.OPENAI_API_SERVER)
+    return CountingEngine.from_vllm_config(vllm_config, usage_context=UsageContext.OPENAI_API_SERVER)
 
 
 def engine_args(config: ServeConfig, plan: Plan) -> "AsyncEngineArgs":
@@ -63,7 +65,8 @@ def engine_args(config: ServeConfig, plan: Plan) -> "AsyncEngineArgs":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    runtime = seta_engine_args(plan.manifest, plan.bank.root, config.max_generations)
+    slots = config.max_generations + 1  # one to load into before another leaves
+    runtime = seta_engine_args(plan.manifest, plan.bank.root, slots)
     ours: dict[str, Any] = {name: value for name in _OPTIONAL if (value := getattr(config, name)) is not None}
     ours |= {
         "model": str(plan.model_dir),

@@ -7,17 +7,31 @@ objects, pydantic's, Starlette's. What is our own fault becomes a 500 without a 
 exception's type and place, never its text, which may hold a prompt.
 """
 
+import errno
 import http
 import json
 import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+from adapters.bank import (
+    BankConflict,
+    BankCorrupt,
+    BankError,
+    BankFormatTooNew,
+    BankIOError,
+    BankMismatch,
+    BankNotFound,
+    BankPathEscape,
+    BankTooLarge,
+)
 
 logger = logging.getLogger("seta.server")
 
@@ -26,12 +40,26 @@ _CONTEXT = re.compile(r"maximum (context|model) length|context length", re.IGNOR
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")
 _BRANCHES = {"str", "int", "float", "bool", "bytes", "list", "tuple", "dict", "set", "none", "nullable", "union"}
 _ECHO = re.compile(r" \(parameter=.*\)$", re.DOTALL)  # vLLM repeats the parameter and its value
+_BANK: dict[type[BankError], tuple[int, str]] = {
+    BankNotFound: (404, "not_in_bank"),
+    BankConflict: (409, "bank_conflict"),
+    BankTooLarge: (413, "too_large"),
+    BankCorrupt: (422, "bank_corrupt"),
+    BankMismatch: (422, "bank_mismatch"),
+    BankFormatTooNew: (422, "bank_format_too_new"),
+    BankPathEscape: (422, "bank_path_escape"),
+    BankIOError: (500, "disk_error"),
+    BankError: (500, "disk_error"),
+}
 _INTERNAL = "The server failed to answer this request; its log says why"
 _ENGINE_DEAD = "The engine has stopped; the server is going down"
 
 
 class ApiError(Exception):
-    """An answer with an error status. `param` is the request's field at fault, `code` a word programs can test."""
+    """An answer with an error status.
+
+    `param` is the request's field at fault, `code` a word programs can test, `details` what they may need besides.
+    """
 
     def __init__(
         self,
@@ -41,6 +69,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -48,10 +77,12 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.details = dict(details or {})
 
     def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error | ({"details": self.details} if self.details else {})}
 
     def event(self) -> str:
         """The error as an event of a stream."""
@@ -67,8 +98,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         return _from_http(error)
-    if isinstance(error, ValidationError):
-        return _from_validation(error)
+    if isinstance(error, (ValidationError, RequestValidationError)):
+        return _from_validation(error.errors())
+    if isinstance(error, BankError):
+        return _from_bank(error)
     if _is_engine_dead(error):
         return ApiError(503, _ENGINE_DEAD, code="engine_dead")
     known = _from_vllm_exception(error) if isinstance(error, Exception) else None
@@ -94,6 +127,18 @@ def from_vllm(info: Any) -> ApiError:
     return ApiError(info.code, _ECHO.sub("", info.message), param=info.param, code=code)
 
 
+def _from_bank(error: BankError) -> ApiError:
+    """A bank's own errors are written to be shown: what was found, what was expected, what to do, and no path."""
+    if isinstance(error, BankIOError) and _is_disk_full(error):
+        return ApiError(507, str(error), code="disk_full")
+    status, code = next(answer for kind, answer in _BANK.items() if isinstance(error, kind))
+    return ApiError(status, str(error), code=code)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _from_vllm_exception(error: Exception) -> ApiError | None:
     """vLLM's own judgement of an exception; None where it sees a fault of the server."""
     from vllm.entrypoints.serve import create_error_response
@@ -113,8 +158,8 @@ def _from_http(error: HTTPException) -> ApiError:
     return ApiError(error.status_code, str(error.detail), headers=headers)
 
 
-def _from_validation(error: ValidationError) -> ApiError:
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
+def _from_validation(errors: Sequence[Any]) -> ApiError:
+    """Of pydantic's or FastAPI's findings only place and reason are told: the rest repeats what was sent."""
     found = list(dict.fromkeys(f"{_field(one['loc'])}: {one['msg']}" for one in errors))  # each branch of a union once
     more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
     return ApiError(400, "; ".join(found[:3] + more), param=_field(errors[0]["loc"]), code="invalid_value")

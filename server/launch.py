@@ -1,7 +1,6 @@
 """The first moments of `seta serve`: what has to be in place before torch and vLLM are imported, here or elsewhere."""
 
 import logging
-import socket
 
 from seta_runtime import fork_server
 
@@ -9,11 +8,12 @@ from . import environment
 from .access import Access
 from .config import ServeConfig
 from .console import Console
+from .listen import Sockets
 from .processes import end_engine_processes
 
 
-def launch(config: ServeConfig, sock: socket.socket, access: Access) -> None:
-    """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
+def launch(config: ServeConfig, sockets: Sockets, access: Access) -> None:
+    """Serve on listening sockets until told to end. Raises: ServeError with a sentence that says why not."""
     environment.prepare(config)
     console = Console(is_quiet=config.log_level != "debug")
     try:
@@ -23,7 +23,7 @@ def launch(config: ServeConfig, sock: socket.socket, access: Access) -> None:
             fork_server.start()  # its imports and those below run side by side
         from .run import serve
 
-        serve(config, console, sock, access)
+        serve(config, console, sockets, access)
     finally:
         end_engine_processes()
         console.restore()
@@ -37,3 +37,4 @@ def _log_to(console: Console, config: ServeConfig) -> None:
         log.handlers = [handler]
         log.propagate = False
         log.setLevel("WARNING" if config.log_level == "info" else config.log_level.upper())
+    logging.getLogger("seta.admin").setLevel(config.log_level.upper())  # what was ordered is told, unlike each request

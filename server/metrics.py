@@ -35,11 +35,17 @@ class ExpertTokens:
     def __init__(self, ask: AskWorkers, min_age_seconds: float = 1.0, patience_seconds: float = 2.0) -> None:
         self.by_expert: dict[str, int] = {}
         self.base = 0
+        self.routed = 0
         self._ask = ask
         self._min_age_seconds = min_age_seconds
         self._patience_seconds = patience_seconds
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def total(self) -> int:
+        """A token that two experts answered counts once."""
+        return self.base + self.routed
 
     async def refresh(self) -> None:
         """Bring the counts up to date, or give up after `patience_seconds`; one question is under way at a time."""
@@ -59,6 +65,7 @@ class ExpertTokens:
         # Under tensor parallelism every worker sees every token, so the first one speaks for all.
         self.by_expert = dict(workers[0]["tokens_by_expert"])
         self.base = int(workers[0]["base_tokens"])
+        self.routed = int(workers[0]["routed_tokens"])
 
 
 class ServiceCollector(Collector):

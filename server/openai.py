@@ -1,13 +1,14 @@
 """The OpenAI-compatible routes that generate or tokenize, answered by vLLM's own handlers.
 
 A request's life: it is admitted, or refused at once; the body is read and bounded; its model name is resolved, which
-binds the request to a generation (or to the base model) for good; vLLM's request model and our limits check the fields;
-it waits its turn; vLLM's handler renders, schedules and generates; the answer goes out, whole or as a stream of events,
-with the generation in the header `x-seta-generation`.
+binds the request to a generation (or to the base model) until its last byte is sent or its client has gone; vLLM's
+request model and our limits check the fields; it waits its turn; vLLM's handler renders, schedules and generates; the
+answer goes out, whole or as a stream of events, with the generation in the header `x-seta-generation`.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -42,44 +43,51 @@ class Asked:
 Call = Callable[[Asked], Awaitable[Any]]
 
 
-async def admit(request: Request) -> AsyncIterator[Visit]:
+@dataclass(frozen=True)
+class Entry:
+    """An admitted request. What is entered in `held` is left when the visit ends."""
+
+    visit: Visit
+    held: ExitStack
+
+
+async def admit(request: Request) -> AsyncIterator[Entry]:
     """One request's visit; it ends when the last byte of the answer is out, or when the client has gone."""
-    visit = serving_of(request).admission.enter(tenant_of(request))
-    try:
-        yield visit
-    finally:
-        visit.leave()
+    with ExitStack() as held:
+        visit = serving_of(request).admission.enter(tenant_of(request))
+        held.callback(visit.leave)
+        yield Entry(visit, held)
 
 
-Admitted = Annotated[Visit, Depends(admit)]
+Admitted = Annotated[Entry, Depends(admit)]
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(request: Request, visit: Admitted) -> Response:
-    return await _answer(request, visit, _chat)
+async def chat_completions(request: Request, entry: Admitted) -> Response:
+    return await _answer(request, entry, _chat)
 
 
 @router.post("/v1/completions")
-async def completions(request: Request, visit: Admitted) -> Response:
-    return await _answer(request, visit, _complete)
+async def completions(request: Request, entry: Admitted) -> Response:
+    return await _answer(request, entry, _complete)
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, visit: Admitted) -> Response:
-    return await _answer(request, visit, _tokenize)
+async def tokenize(request: Request, entry: Admitted) -> Response:
+    return await _answer(request, entry, _tokenize)
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, visit: Admitted) -> Response:
-    return await _answer(request, visit, _detokenize)
+async def detokenize(request: Request, entry: Admitted) -> Response:
+    return await _answer(request, entry, _detokenize)
 
 
-async def _answer(request: Request, visit: Visit, call: Call) -> Response:
+async def _answer(request: Request, entry: Entry, call: Call) -> Response:
     serving, config = serving_of(request), service_of(request).config
     body = await read_json_object(request, config.max_body_bytes, config.client_seconds)
-    target = serving.generations.resolve(body.get("model"))
+    target = entry.held.enter_context(serving.generations.admit(body.get("model")))
     try:
-        asked = Asked(serving, config, visit, target, body | {"model": target.model})
+        asked = Asked(serving, config, entry.visit, target, body | {"model": target.model})
         return await until_disconnect(request, _run(call, asked))
     except Exception as error:
         failure = as_api_error(error)

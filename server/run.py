@@ -15,40 +15,56 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from . import preflight
 from .access import Access
+from .admin import PREFIX
 from .admission import Admission, bounds
-from .app import build_app
+from .app import build_admin_app, build_app
 from .config import ServeConfig, ServeError
 from .connections import uvicorn_options
 from .console import Console, hush_vllm
 from .generations import Generations
+from .inventory import Inventory
+from .listen import Sockets
+from .loader import Loader
 from .metrics import ExpertTokens
+from .operations import Operations
 from .preflight import Plan
 from .processes import end_engine_processes
-from .service import Service, Serving
+from .service import Administration, Service, Serving
+from .uploads import Uploads
 
 _SAY_EVERY_SECONDS = 10.0
 _DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
 _ABANDON_SECONDS = 3.0
 
 
-def serve(config: ServeConfig, console: Console, sock: socket.socket, access: Access) -> None:
-    """Serve on a listening socket until told to end. Raises: ServeError with a sentence that says why not."""
+def serve(config: ServeConfig, console: Console, sockets: Sockets, access: Access) -> None:
+    """Serve on listening sockets until told to end. Raises: ServeError with a sentence that says why not."""
     plan = _check(config, console)
     service = Service(config, access)
-    http = uvicorn.Config(
-        build_app(service),
-        log_config=None,
-        access_log=config.log_level == "debug",
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=config.shutdown_seconds,
-        **uvicorn_options(config),
+    listeners = [(_http(build_app(service), config), sockets.clients)]
+    if sockets.admin is not None:
+        listeners.append((_http(build_admin_app(service), config), sockets.admin))
+    loop_factory = listeners[0][0].config.get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(Process(service, plan, console, listeners).run())
+
+
+def _http(app: FastAPI, config: ServeConfig) -> "QuietServer":
+    return QuietServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=config.log_level == "debug",
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=config.shutdown_seconds,
+            **uvicorn_options(config),
+        )
     )
-    with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
-        runner.run(Process(service, plan, console, QuietServer(http)).run(sock))
 
 
 class QuietServer(uvicorn.Server):
@@ -62,25 +78,28 @@ class QuietServer(uvicorn.Server):
 class Process:
     """What happens between the first signal handler and the last line."""
 
-    def __init__(self, service: Service, plan: Plan, console: Console, http: QuietServer) -> None:
+    def __init__(
+        self, service: Service, plan: Plan, console: Console, listeners: list[tuple[QuietServer, socket.socket]]
+    ) -> None:
         self._service = service
         self._plan = plan
         self._console = console
-        self._http = http
+        self._listeners = listeners
         self._end = asyncio.Event()
         self._start = time.monotonic()
 
-    async def run(self, sock: socket.socket) -> None:
+    async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        answering = asyncio.create_task(self._http.serve(sockets=[sock]))
+        answering = [asyncio.create_task(http.serve(sockets=[sock])) for http, sock in self._listeners]
         try:
             await self._load_and_serve()
         finally:
             self._service.is_stopping = True
-            self._http.should_exit = True
-            await answering
+            for http, _ in self._listeners:
+                http.should_exit = True
+            await asyncio.gather(*answering)
             await asyncio.to_thread(self._stop_engine)
 
     async def _load_and_serve(self) -> None:
@@ -117,16 +136,23 @@ class Process:
         if config.log_level != "debug":
             hush_vllm()
         handlers = build_handlers(engine, config)
-        table = handlers.models.lora_requests
-        generations = Generations(config.name, config.base_name, plan.bank, engine.add_lora, table)
+        generations = Generations(config.name, config.base_name, handlers.models.lora_requests)
+        engine.in_engine = generations.in_engine
+        loader = Loader(engine, plan.bank.root, generations.pinned_name)
+        operations = Operations(generations, plan.bank, loader, config.max_generations)
+        start = time.monotonic()
         try:
-            seconds = await generations.load_current()
+            await operations.start()
         except Exception as error:
             engine.shutdown()
-            raise ServeError(f"generation {plan.manifest.generation} does not load: {_reason(error)}") from error
-        self._console.say(f"  generation {generations.current} loaded in {seconds:.2f} s")
+            raise ServeError(f"generation {plan.manifest.generation} does not load: {error}") from error
+        self._console.say(f"  generation {generations.current} loaded in {time.monotonic() - start:.2f} s")
+        tokens = ExpertTokens(engine.collective_rpc)
+        inventory = Inventory(plan.bank, generations, operations, tokens)
+        uploads = Uploads(plan.bank, config.max_upload_bytes, config.client_seconds)
+        administration = Administration(plan.bank, operations, inventory, uploads)
         admission = Admission(bounds(config, engine.vllm_config.scheduler_config.max_num_seqs))
-        self._service.serving = Serving(engine, handlers, generations, ExpertTokens(engine.collective_rpc), admission)
+        self._service.serving = Serving(engine, handlers, generations, tokens, admission, administration)
 
     async def _until_end(self, ending: "asyncio.Task[bool]") -> None:
         """Raises: ServeError if the engine dies."""
@@ -157,7 +183,8 @@ class Process:
 
     def _on_signal(self) -> None:
         if self._end.is_set():
-            self._http.force_exit = True
+            for http, _ in self._listeners:
+                http.force_exit = True
         self._end.set()
 
     def _say_ready(self) -> None:
@@ -172,6 +199,8 @@ class Process:
             f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1: "
             f"{name} is generation {serving.generations.current}; also {', '.join(others)}"
         )
+        if config.admin_address is not None:
+            self._console.say("administration at http://{}:{}{}".format(*config.admin_address, PREFIX))
 
     @property
     def _seconds(self) -> float:
@@ -191,9 +220,3 @@ def _check(config: ServeConfig, console: Console) -> Plan:
 def _no_start(cause: str) -> str:
     hint = "; give it more with --kv-cache-gib, or lower --max-model-len" if "cache" in cause else ""
     return f"the engine did not start: {cause}{hint}"
-
-
-def _reason(error: Exception) -> str:
-    """The runtime's own words; vLLM wraps a worker's exception as `Call to add_lora method failed: ...`."""
-    text = str(error).strip().splitlines()
-    return text[-1].rpartition("method failed: ")[2] if text else type(error).__name__

@@ -12,12 +12,27 @@ from .errors import ApiError
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from adapters.bank import Bank
+
     from .admission import Admission
     from .generations import Generations
     from .handlers import Handlers
+    from .inventory import Inventory
     from .metrics import ExpertTokens
+    from .operations import Operations
+    from .uploads import Uploads
 
 Phase = Literal["loading", "ready", "engine dead", "stopping"]
+
+
+@dataclass(frozen=True)
+class Administration:
+    """All that answering an administrator takes."""
+
+    bank: "Bank"
+    operations: "Operations"
+    inventory: "Inventory"
+    uploads: "Uploads"
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Serving:
     generations: "Generations"
     expert_tokens: "ExpertTokens"
     admission: "Admission"
+    administration: "Administration"
 
 
 @dataclass

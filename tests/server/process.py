@@ -24,6 +24,7 @@ class ServerProcess:
 
     process: "subprocess.Popen[bytes]"
     url: str
+    admin_url: str
     log: Path
 
     @property
@@ -35,17 +36,19 @@ class ServerProcess:
 
 
 def start_server(model: Path, bank: Path, log: Path, *options: str) -> ServerProcess:
-    port = free_port()
+    port, admin_port = free_port(), free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*serve_command(model, bank, port), *options], cwd=REPO, stdout=out, stderr=subprocess.STDOUT
+            [*serve_command(model, bank, port, admin_port), *options], cwd=REPO, stdout=out, stderr=subprocess.STDOUT
         )
-    return ServerProcess(process, f"http://127.0.0.1:{port}", log)
+    return ServerProcess(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", log)
 
 
-def serve_command(model: Path, bank: Path, port: int) -> list[str]:
+def serve_command(model: Path, bank: Path, port: int, admin_port: int = 0) -> list[str]:
+    """Without an admin port there is no admin listener."""
     command = [sys.executable, "-m", "server.cli", "serve", "--model", str(model), "--bank", str(bank)]
-    return [*command, "--name", NAME, "--port", str(port), "--max-model-len", "2048", "--kv-cache-gib", "1"]
+    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    return [*command, "--name", NAME, "--max-model-len", "2048", "--kv-cache-gib", "1"]
 
 
 def wait_until_ready(server: ServerProcess) -> None:

@@ -51,7 +51,7 @@ def test_config_is_frozen(required: dict[str, object]) -> None:
         ("pipeline_parallel_size", 2, "pipeline parallelism is not supported"),
         ("gpu_memory_utilization", 1.5, "less than or equal to 1"),
         ("kv_cache_gib", 0, "greater than 0"),
-        ("max_generations", 0, "greater than or equal to 1"),
+        ("max_generations", 1, "greater than or equal to 2"),
         ("engine_arg", ("max_logprobs",), "'max_logprobs' is not KEY=VALUE"),
         ("engine_arg", ("a b=1",), "'a b=1' is not KEY=VALUE"),
         ("enable_auto_tool_choice", True, "needs --tool-call-parser"),
