@@ -6,11 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from adapters.admin_client import KEY_VARIABLE, AdminClient, AdminError, read_key
 from adapters.settings import LearnSettings
+
+if TYPE_CHECKING:
+    from adapters.bank import Manifest
 
 DEFAULT = LearnSettings()
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -67,9 +71,16 @@ def learn(
     ] = DEFAULT.max_tokens,
     seed: int = DEFAULT.seed,
     dtype: Dtype = DEFAULT.dtype,
+    activate: Annotated[
+        str | None, typer.Option(metavar="URL", help="Admin API of a server on which the last one goes live.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help=f"With --activate: file with the admin key; else the variable {KEY_VARIABLE}.")
+    ] = None,
 ) -> None:
     """Learn the tasks of a file, one after another; each becomes a generation of the bank."""
     with clear_errors():
+        from adapters.activate import check_server, go_live
         from adapters.data import read_tasks
         from adapters.learn import learn_tasks
 
@@ -85,8 +96,13 @@ def learn(
             dtype=dtype,
             **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
         )
-        manifest = learn_tasks(bank, model_of(bank, model), read_tasks(*task), read_tasks(*test or ()), settings)
+        client = None if activate is None else AdminClient(activate, read_key(key_file))
+        before = None if client is None else check_server(client, bank)
+        tasks, tests = read_tasks(*task), read_tasks(*test or ())
+        manifest = learn_tasks(bank, model_of(bank, model), tasks, tests, settings, make_current=client is None)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+        if client is not None and before is not None:
+            show_live(before, manifest, go_live(client, bank, manifest, before))
 
 
 @app.command()
@@ -145,6 +161,20 @@ def show_matrix(names: list[str], matrix: tuple[tuple[float, ...], ...]) -> None
     stdout.print(f"OP {op:.2f}  BWT {bwt:+.2f}  FT {ft:.2f}", highlight=False)
 
 
+def show_live(before: Manifest, after: Manifest, seconds: float) -> None:
+    """Every task's accuracy in the generation that served and in the one that serves now."""
+    from rich.table import Table
+
+    from adapters.activate import before_and_after
+    from adapters.progress import stdout
+
+    table = Table("task", "before", "after", title=f"generation {before.generation} to {after.generation}, accuracy %")
+    for name, *accuracies in before_and_after(before, after):
+        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in accuracies))
+    stdout.print(table)
+    stdout.print(f"generation {after.generation} is live, activated in {seconds:.2f} s", highlight=False)
+
+
 @contextmanager
 def clear_errors(kept: str = "every generation published so far") -> Iterator[None]:
     """One line for what the user can mend; a traceback only for our own mistakes. `kept`: what Ctrl-C leaves."""
@@ -164,7 +194,7 @@ def clear_errors(kept: str = "every generation published so far") -> Iterator[No
         where = "".join(f"{part}: " for part in first["loc"])
         print(f"seta: {where}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (BankError, BaseModelError, DataError, LoraError, TrunkCacheError, UnsupportedModel) as error:
+    except (AdminError, BankError, BaseModelError, DataError, LoraError, TrunkCacheError, UnsupportedModel) as error:
         print(f"seta: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -54,19 +54,23 @@ class Learner:
     model_name: str
     held_out: dict[str, Prepared] = field(default_factory=dict)
     general: Tensor | None = None
+    make_current: bool = True
 
     @property
     def backbone(self) -> Backbone:
         return self.model.backbone
 
 
-def learn_tasks(bank_dir: Path, model: str, tasks: Tasks, tests: Tasks, settings: LearnSettings) -> Manifest:
+def learn_tasks(
+    bank_dir: Path, model: str, tasks: Tasks, tests: Tasks, settings: LearnSettings, make_current: bool = True
+) -> Manifest:
     """Learn every task of `tasks` in order; returns the last published manifest.
 
-    `tests`: held-out examples by task; a task without any keeps a share of its own back. Raises DataError, BankError; a
-    task that fails leaves the generations before it in place.
+    `tests`: held-out examples by task; a task without any keeps a share of its own back. Without `make_current` the
+    bank's CURRENT stays. Raises DataError, BankError; a task that fails leaves the generations before it in place.
     """
     learner = open_learner(bank_dir, model, settings)
+    learner.make_current = make_current
     known = {task.name for task in learner.manifest.tasks}
     for name in tasks:
         if name in known:
@@ -161,7 +165,10 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     changed = {*plastic, *shared, *composition.parent_of.values()}
     learned = Learned(name, len(data), changed, scores, numbers)
     stored_settings = {**settings.model_dump(mode="json"), "model": learner.model_name}
-    learner.manifest = publish(learner.bank, learner.manifest, model, gate, learner.history, learned, stored_settings)
+    state = (model, gate, learner.history)
+    learner.manifest = publish(
+        learner.bank, learner.manifest, *state, learned, stored_settings, make_current=learner.make_current
+    )
     console.print(
         f"generation {learner.manifest.generation}: {name} {scores[name].accuracy:.1f} % right, "
         f"{scores[name].routing:.1f} % routed to it",

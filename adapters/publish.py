@@ -46,8 +46,9 @@ def publish(
     history: ScoreHistory,
     learned: Learned,
     settings: Mapping[str, object],
+    make_current: bool = True,
 ) -> Manifest:
-    """The generation after `old` that knows one more task; the bank makes it current. Raises BankError."""
+    """The generation after `old` that knows one more task; by default the bank makes it current. Raises BankError."""
     generation = max(bank.generations()) + 1
     score = learned.scores.get(learned.name)
     task = TaskInfo(
@@ -74,7 +75,7 @@ def publish(
             "settings": dict(settings),
         }
     )
-    bank.publish(manifest)
+    bank.publish(manifest, make_current)
     return manifest
 
 
