@@ -7,7 +7,7 @@ MODEL := build/models/SmolLM2-135M-Instruct
 DEMO_TASKS := smart_home licences icd10 foods
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format accuracy bench demo-bank lock venv model clean python
+.PHONY: help demo test test-chaos check format accuracy bench demo-bank lock venv model clean python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -17,6 +17,9 @@ demo: python  ## install, make the small model, serve the demo bank on 127.0.0.1
 
 test: model  ## run all tests
 	$(PY) -m pytest
+
+test-chaos: model  ## run the slow fault tests: generations under load, faults, kills, memory (about 30 minutes)
+	$(PY) -m pytest tests/chaos -s
 
 check: venv  ## ruff, its formatter, mypy
 	$(PY) -m ruff check .

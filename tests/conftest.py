@@ -4,6 +4,7 @@ SETA_MODEL   another copy of the model     SETA_BANK   another bank (both option
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,12 +35,18 @@ def demo_bank() -> Path:
 
 
 @pytest.fixture(scope="session")
+def live_bank(demo_bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The running server's own copy of the demo bank: orders to the server write into it."""
+    return shutil.copytree(demo_bank, tmp_path_factory.mktemp("live") / "bank")
+
+
+@pytest.fixture(scope="session")
 def server_process(
-    model_dir: Path, demo_bank: Path, tmp_path_factory: pytest.TempPathFactory
+    model_dir: Path, live_bank: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """A server that is ready; afterwards it must end by itself and leave no process behind."""
     log = tmp_path_factory.mktemp("server") / "log"
-    running = start_server(model_dir, demo_bank, log)
+    running = start_server(model_dir, live_bank, log)
     try:
         wait_until_ready(running)
         yield running

@@ -12,11 +12,15 @@ import pytest
 
 from adapters.bank import Bank, Manifest
 from adapters.bank.archive import packed_bytes
+from server.access import Access
 from server.admin import PREFIX
 from server.app import build_admin_app
+from server.keys import KeyRing, line_for
 from tests.adapters.bank.factory import BASE, make_bank, next_manifest
 from tests.server.house import MAX_UPLOAD_BYTES, House
+from tests.server.routes import assert_every_route_needs_a_key
 
+KEY, ADMIN_KEY = "seta-Alices-key", "seta-Roots-key"
 TAR = {"content-type": "application/x-tar"}
 
 
@@ -329,6 +333,14 @@ def test_while_the_server_loads_or_stops(admin: Admin) -> None:
     admin.house.service.is_stopping = False
     admin.house.service.serving = None
     assert code_of(admin.post("/rollback"), 503) == "loading"
+
+
+def test_every_route_needs_an_admin_key(bank: Bank) -> None:
+    house = House(bank)
+    clients, admins = (KeyRing(key, lambda key=key: line_for("somebody", key)) for key in (KEY, ADMIN_KEY))  # type: ignore[misc]
+    house.service.access = Access(clients, admins)
+    house.service.serving = None
+    assert_every_route_needs_a_key(build_admin_app(house.service), ADMIN_KEY, KEY, set())
 
 
 class TestOpenApi:
