@@ -61,7 +61,7 @@ def test_all_arguments_meet_in_one_place(plan: Plan, monkeypatch: pytest.MonkeyP
     )
     args = engine_args(config, plan)
     assert (args.model, args.served_model_name) == (str(plan.model_dir), ["demo"])
-    assert (args.max_loras, args.max_num_seqs, args.max_logprobs) == (3, 7, 9)
+    assert (args.max_loras, args.max_num_seqs, args.max_logprobs) == (3 + 1, 7, 9)  # a slot to load into
     assert args.enforce_eager and args.enable_prefix_caching and not args.enable_log_requests
     assert args.additional_config["seta"]["bank"] == str(plan.bank.root)
 
