@@ -96,8 +96,6 @@ class Operations:
             self._check_expected(number, expected)
         async with self._in_memory(number) as resident:
             await self._switch(resident, current, ticket)
-        if self._history and self._history[-1] == number:
-            self._history.pop()
         logger.info("rolled back: generation %d serves, %d did before", number, current)
         return Change(number, current, time.monotonic() - start)
 

@@ -1,6 +1,7 @@
 """Orders against a bank on disk and an engine that is a set of adapter ids: each happens, or changes nothing."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -300,9 +301,32 @@ class TestRetire:
             await operations.settle()
             assert house.state == (5, 5, ["demo@5"], [4, 5])
             house.requests.close()
+            for _ in range(10):  # by itself: nobody has to order anything
+                await asyncio.sleep(0)
+            assert house.state == (5, 5, ["demo@5"], [5])
 
         run(house, story)
-        assert house.state == (5, 5, ["demo@5"], [5])
+
+    def test_not_what_is_just_going_live(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        write, may_write = house.bank.write_current, threading.Event()
+
+        def wait(generation: int) -> None:
+            may_write.wait(10)
+            write(generation)
+
+        async def story(operations: Operations) -> None:
+            monkeypatch.setattr(house.bank, "write_current", wait)
+            order = asyncio.create_task(operations.activate(5))
+            while 5 not in house.generations.residents:
+                await asyncio.sleep(0)
+            with pytest.raises(ApiError) as caught:
+                operations.retire(5)
+            may_write.set()
+            await order
+            assert caught.value.code == "busy"
+
+        run(house, story)
+        assert house.state == (5, 5, ["demo@4", "demo@5"], [4, 5])
 
     def test_activating_it_meanwhile_takes_it_back(self, house: House) -> None:
         async def story(operations: Operations) -> None:
