@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -58,16 +59,26 @@ def test_a_signal_while_loading(start: Start, number: signal.Signals) -> None:
     assert server.printed().splitlines()[-1] == "seta: stopping"
 
 
-def test_a_running_stream_is_told_that_the_server_stops(start: Start) -> None:
-    server = start("--shutdown-seconds", "1")
+def test_running_streams_finish_or_are_told_that_the_server_stops(start: Start) -> None:
+    """Up to the deadline; nobody new is let in, and the exit status is 0."""
+    server = start("--shutdown-seconds", "4")
     wait_until_ready(server)
-    body = ask("Count to a thousand.", max_tokens=1800, ignore_eos=True, stream=True)
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
-        lines = (line for line in response.iter_lines() if line)
-        assert next(lines).startswith('data: {"id"')
-        stop_server(server)
-        assert list(lines)[-1].startswith('data: {"error": {"message": "The server is stopping"')
+    with stream(server, max_tokens=1800) as long, stream(server, max_tokens=20) as short:
+        assert all(next(lines).startswith('data: {"id"') for lines in (long, short))
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(f"{server.url}/ready", None)
+        assert server.process.wait(60) == 0, server.printed()
+        assert list(short)[-1] == "data: [DONE]"
+        assert list(long)[-1].startswith('data: {"error": {"message": "The server is stopping"')
     assert server.printed().splitlines()[-1] == "seta: stopping"
+
+
+@contextmanager
+def stream(server: ServerProcess, **fields: int) -> Iterator[Iterator[str]]:
+    """The lines of an answer that does not end before `max_tokens`."""
+    body = ask("Count to a thousand.", ignore_eos=True, stream=True, **fields)
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
+        yield (line for line in response.iter_lines() if line)
 
 
 def test_a_dead_engine_ends_the_server(start: Start) -> None:
