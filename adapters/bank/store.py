@@ -24,7 +24,7 @@ from .files import Disk, atomic_write, read_error, read_file, safe_path, write_e
 from .info import ObjectRef
 from .lock import LOCK_NAME, writer_lock
 from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
-from .objects import OBJECTS_DIR, encode_object, read_object, write_object
+from .objects import OBJECTS_DIR, encode_object, is_stored, read_object, write_object
 from .transfer import export_chunks, export_generation, import_archive, import_generation, missing_objects
 from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems
 
@@ -153,7 +153,7 @@ class Bank:
         with self.writing():
             if self.manifest(manifest.generation) != manifest:
                 raise BankConflict(f"generation {manifest.generation} has other contents in the bank than in memory")
-            if missing := missing_objects(self, manifest):
+            if missing := [ref for ref in manifest.refs if not is_stored(self.root, ref)]:
                 raise BankNotFound(f"generation {manifest.generation}: {len(missing)} object(s) are gone; {RESTORE}")
             self.write_current(manifest.generation)
 

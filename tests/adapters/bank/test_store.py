@@ -69,6 +69,15 @@ def test_current_points_only_to_what_a_restart_can_read(tmp_path: Path) -> None:
     assert bank.current() == 2
 
 
+def test_a_damaged_generation_does_not_keep_current_from_pointing_to_a_whole_one(tmp_path: Path) -> None:
+    """The way back must be open, whatever is wrong with the newest."""
+    bank = make_bank(tmp_path)
+    held = bank.manifest(1)
+    (tmp_path / "generations/00002.json").write_text("{")
+    bank.point_to(held)
+    assert bank.current() == 1
+
+
 def test_learning_goes_on_from_an_older_generation_after_a_rollback(tmp_path: Path) -> None:
     bank = make_bank(tmp_path)
     bank.set_current(1)
