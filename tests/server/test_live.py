@@ -46,19 +46,20 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 @contextmanager
-def stream(http: httpx.Client) -> Iterator[httpx.Response]:
-    """A long answer that has begun."""
+def stream(http: httpx.Client) -> Iterator[tuple[str, Iterator[str]]]:
+    """A long answer that has begun: its generation, and its further lines."""
     with http.stream("POST", "/v1/chat/completions", json=COUNT) as response:
         assert response.status_code == 200
-        next(response.iter_raw())
-        yield response
+        lines = response.iter_lines()
+        next(lines)
+        yield response.headers[HEADER], lines
 
 
 def test_a_running_request_keeps_its_generation_and_new_ones_get_the_new(
     http: httpx.Client, admin: AdminClient, current: int, live_bank: Path
 ) -> None:
     right = answer_of(post(http, text=FOOD))
-    with stream(http) as running:
+    with stream(http) as (generation, lines):
         change = admin.activate(current - 1, expected=current)
         new = post(http, text=FOOD)
         assert (change["serving"], new.headers[HEADER]) == (current - 1, str(current - 1))
@@ -67,8 +68,8 @@ def test_a_running_request_keeps_its_generation_and_new_ones_get_the_new(
         assert (pinned.headers[HEADER], answer_of(pinned)) == (str(current), right)
         assert Bank.open(live_bank).current() == http.get("/ready").json()["generation"] == current - 1
         assert in_flight(admin, current) == 1
-        assert running.headers[HEADER] == str(current)
-        assert f'"model":"{NAME}@{current}"' in next(running.iter_text())
+        assert generation == str(current)
+        assert all(f'"model":"{NAME}@{current}"' in next(line for line in lines if line) for _ in range(5))
         assert admin.rollback()["serving"] == current
         assert answer_of(post(http, text=FOOD)) == right
 
