@@ -129,9 +129,9 @@ def from_vllm(info: Any) -> ApiError:
 
 def _from_bank(error: BankError) -> ApiError:
     """A bank's own errors are written to be shown: what was found, what was expected, what to do, and no path."""
-    if isinstance(error, BankIOError) and _is_disk_full(error):
-        return ApiError(507, str(error), code="disk_full")
     status, code = next(answer for kind, answer in _BANK.items() if isinstance(error, kind))
+    if isinstance(error, BankIOError) and _is_disk_full(error):
+        status, code = 507, "disk_full"
     return ApiError(status, str(error), code=code)
 
 

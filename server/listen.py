@@ -29,7 +29,7 @@ def bind(config: ServeConfig) -> Iterator[Sockets]:
         yield Sockets(clients, admin)
 
 
-def _listen(host: str, port: int, option: str) -> socket.socket:
+def _listen(host: str, port: int, port_option: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,6 +43,6 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         sock.close()
         reason = error.strerror or str(error)
         raise ServeError(
-            f"cannot listen on {host}:{port} ({reason}); stop what uses the port, or give another {option}"
+            f"cannot listen on {host}:{port} ({reason}); stop what uses the port, or give another {port_option}"
         ) from None
     return sock
