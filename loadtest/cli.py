@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from .errors import LoadTestError
-from .keys import CLIENT_VARIABLES, read_key
+from .keys import ADMIN_VARIABLES, CLIENT_VARIABLES, read_key
 from .options import settings_from, with_options_of_settings
 from .progress import Watch
 from .report.compare import as_markdown, compare
@@ -41,6 +41,9 @@ def _load_test(
     api_key_file: Annotated[
         Path | None, typer.Option(help=f"File with the API key; else {' or '.join(CLIENT_VARIABLES)} is read.")
     ] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help=f"Hot-add: file with the admin key; else {ADMIN_VARIABLES[0]} is read.")
+    ] = None,
     **options: Any,
 ) -> None:
     """Run a scenario and write report.json, report.md and report.html."""
@@ -52,15 +55,16 @@ def _load_test(
     with _one_sentence():
         settings = settings_from(options)
         directory = out or Path(f"loadtest-{settings.scenario}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        report = asyncio.run(_run(settings, read_key(api_key_file, CLIENT_VARIABLES)))
+        keys = read_key(api_key_file, CLIENT_VARIABLES), read_key(admin_key_file, ADMIN_VARIABLES)
+        report = asyncio.run(_run(settings, *keys))
         files = write_reports(report, directory)
     _print(summary(report))
     print(f"reports: {', '.join(map(str, files))}")
     raise typer.Exit(INTERRUPTED if report.interrupted else 0)
 
 
-async def _run(settings: Settings, key: str | None) -> Report:
-    return await LoadTest(settings, key, Watch()).run()
+async def _run(settings: Settings, api_key: str | None, admin_key: str | None) -> Report:
+    return await LoadTest(settings, Watch(), api_key, admin_key).run()
 
 
 app.callback(invoke_without_command=True)(with_options_of_settings(_load_test))

@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import LoadTestError
 
 CLIENT_VARIABLES = ("SETA_API_KEY", "OPENAI_API_KEY")
+ADMIN_VARIABLES = ("SETA_ADMIN_KEY",)
 MAX_KEY_CHARS = 4096
 
 

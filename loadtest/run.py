@@ -7,15 +7,19 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+import aiohttp
+
 from . import scenarios
+from .admin import Admin
 from .arrivals import due_times
 from .client import Client
 from .driver import Driver
 from .errors import LoadTestError
+from .hot_add import HotAdd
 from .progress import Watch
 from .recorder import Recorder
 from .report.schema import Action, Report, StageReport, Target
@@ -28,13 +32,14 @@ from .workload import Row, in_order, mixed, read_rows
 class LoadTest:
     """One load test. `run` may be called once."""
 
-    def __init__(self, settings: Settings, api_key: str | None, watch: Watch) -> None:
+    def __init__(self, settings: Settings, watch: Watch, api_key: str | None, admin_key: str | None = None) -> None:
         self.settings = settings
         self.rows: list[Row] = read_rows(settings.workload)
         self.stages: list[StageReport] = []
         self.actions: list[Action] = []
         self.capacity: float | None = None
         self._api_key = api_key
+        self._admin_key = admin_key
         self._watch = watch
         self._stop = asyncio.Event()
         self._started = time.perf_counter()
@@ -43,32 +48,41 @@ class LoadTest:
     async def run(self) -> Report:
         """Raises LoadTestError if the server does not answer the first request; what fails later is in the report."""
         created = datetime.now(UTC)
-        async with Client(self.settings, self.settings.model or "", self._api_key) as client:
-            client.model = self.settings.model or await client.first_model()
+        settings = self.settings
+        async with Client(settings, settings.model or "", self._api_key) as client, aiohttp.ClientSession() as session:
+            client.model = settings.model or await client.first_model()
             await self._first_request(client)
+            admin = Admin(session, settings.admin_url, self._admin_key)
+            hot_add = HotAdd(admin, settings.generations, self.actions.append)
+            if settings.scenario == "hot-add":
+                await hot_add.check()
             self._started = time.perf_counter()
             with _stopped_by_signals(self._stop):
-                await self._run_stages(client)
+                await self._run_stages(client, hot_add)
             return self._report(client.model, created)
 
-    async def _run_stages(self, client: Client) -> None:
+    async def _run_stages(self, client: Client, hot_add: HotAdd) -> None:
         if scenarios.needs_capacity(self.settings):
-            probed = await self._run_stage(client, scenarios.probe(self.settings))
+            probed = await self._run_stage(client, scenarios.probe(self.settings), nullcontext())
             self.capacity = probed.total.requests_per_second
             if not self.capacity:
                 return  # interrupted, or nothing completed: the report shows which
         for stage in scenarios.plan(self.settings, self.capacity):
             if self._stop.is_set():
                 return
-            await self._run_stage(client, stage)
+            changes = hot_add.during(stage, self._started) if stage.activations else nullcontext()
+            await self._run_stage(client, stage, changes)
 
-    async def _run_stage(self, client: Client, stage: Stage) -> StageReport:
+    async def _run_stage(self, client: Client, stage: Stage, changes: AbstractAsyncContextManager[None]) -> StageReport:
+        """`changes`: what else happens while the load runs."""
         seed = self.settings.seed * 1000 + len(self.stages)
         requests = mixed(self.rows, self.settings, seed)
         times = None if stage.arrivals == "closed" else due_times(stage, random.Random(seed))
         recorder = Recorder(self.settings, time.perf_counter(), stage.warmup_seconds)
         with self._watch.stage(stage, recorder):
-            await Driver(stage, client.ask, requests, recorder).run(times, self.settings.max_in_flight, self._stop)
+            driver = Driver(stage, client.ask, requests, recorder)
+            async with changes:
+                await driver.run(times, self.settings.max_in_flight, self._stop)
         self.stages.append(stage_report(stage, recorder, self._started))
         return self.stages[-1]
 

@@ -2,6 +2,7 @@
 
 steady     one load                                   what users see at this load
 sweep      one stage per rate (or number of clients)  where latency leaves the ground
+hot-add    one load, first alone, then with activations and rollbacks    what a release costs
 soak       one load for an hour or more               what drifts
 overload   half of the capacity, then a multiple of it, then half again   what breaks, and whether it heals
 """
@@ -40,6 +41,8 @@ def plan(settings: Settings, capacity: float | None = None) -> list[Stage]:
         return _sweep(settings, capacity)
     if settings.scenario == "overload":
         return _overload(settings, capacity or settings.rate[0])
+    if settings.scenario == "hot-add":
+        return [_one("quiet", settings), _one("hot-add", settings).with_activations(settings.activations)]
     return [_one(settings.scenario, settings)]
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-Scenario = Literal["steady", "sweep", "soak", "overload"]
+Scenario = Literal["steady", "sweep", "hot-add", "soak", "overload"]
 Arrivals = Literal["closed", "poisson", "burst", "ramp"]
 Popularity = Literal["uniform", "skewed", "one"]
 Api = Literal["chat", "completions"]
@@ -38,6 +38,7 @@ def _span(value: Any) -> Any:
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=1e6)], ...], BeforeValidator(_numbers)]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers)]
+Numbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers)]
 Span = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_span)]
 
 
@@ -46,7 +47,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scenario: Annotated[Scenario, Field(description="steady, sweep, soak or overload.")]
+    scenario: Annotated[Scenario, Field(description="steady, sweep, hot-add, soak or overload.")]
     url: Annotated[str, Field(description="The server, without /v1.")] = "http://127.0.0.1:8000"
     model: Annotated[str | None, Field(description="Model name; the server's first if not given.")] = None
     api: Annotated[Api, Field(description="chat or completions.")] = "chat"
@@ -81,6 +82,10 @@ class Settings(BaseModel):
     warmup_seconds: Annotated[float, Field(ge=0, description="Start of each stage that is not counted.")] = 0.0
     overload_factor: Annotated[float, Field(gt=1, le=100, description="Overload: times the capacity.")] = 2.0
 
+    admin_url: Annotated[str, Field(description="Hot-add: the server's admin listener.")] = "http://127.0.0.1:8001"
+    generations: Annotated[Numbers, Field(description="Hot-add: generations to activate in turn (5 or 5,6).")] = ()
+    activations: Annotated[int, Field(ge=1, le=10_000, description="Hot-add: activations and rollbacks in all.")] = 10
+
     ttft_limit_ms: Annotated[Milliseconds, Field(description="Goodput: time to the first token at most.")] = None
     itl_limit_ms: Annotated[Milliseconds, Field(description="Goodput: mean time between tokens at most.")] = None
     e2e_limit_ms: Annotated[Milliseconds, Field(description="Goodput: time to the answer's end at most.")] = None
@@ -96,7 +101,7 @@ class Settings(BaseModel):
     def has_limits(self) -> bool:
         return any((self.ttft_limit_ms, self.itl_limit_ms, self.e2e_limit_ms))
 
-    @field_validator("url")
+    @field_validator("url", "admin_url")
     @classmethod
     def _address(cls, value: str) -> str:
         url = urlsplit(value)
@@ -104,7 +109,7 @@ class Settings(BaseModel):
             raise ValueError(f"{value!r} is no address; expected http://HOST:PORT")
         if url.username or url.password:
             raise ValueError("a key does not belong in an address; give it in the environment or in a file")
-        return value.rstrip("/").removesuffix("/v1")
+        return value.rstrip("/").removesuffix("/v1").removesuffix("/admin")
 
     @field_validator("extra_body", mode="before")
     @classmethod
@@ -135,4 +140,6 @@ class Settings(BaseModel):
             raise ValueError("only a sweep takes several values of --rate or --concurrency")
         if self.arrivals not in (None, "closed") and not self.rate and self.scenario not in ("sweep", "overload"):
             raise ValueError(f"--arrivals {self.arrivals} needs a --rate")
+        if (self.scenario == "hot-add") != bool(self.generations):
+            raise ValueError("--scenario hot-add and --generations go together")
         return self

@@ -58,9 +58,9 @@ class Chunk:
 
 
 def chunk_of(event: dict[str, Any]) -> Chunk:
-    """An event of either API. One that only opens the message (an empty `content`) or only counts has no output.
+    """An event of either API. It has output if it carries a choice, but for the event that only opens a chat's message.
 
-    Unknown shapes count as no output: whether the answer was whole is judged at its end.
+    A choice without text counts: its token is invisible (an end of turn, half of a character), but it took its time.
     """
     usage = _dict(event.get("usage"))
     counts = {"prompt_tokens": _count(usage, "prompt_tokens"), "output_tokens": _count(usage, "completion_tokens")}
@@ -71,7 +71,8 @@ def chunk_of(event: dict[str, Any]) -> Chunk:
     text = text if isinstance(text, str) else ""
     is_last = choice.get("finish_reason") is not None
     has_more = any(value for key, value in delta.items() if key not in ("role", "content"))  # reasoning, tool calls
-    return Chunk(text, bool(text) or has_more or is_last, is_last, **counts)
+    is_opening = "role" in delta and not (text or has_more or is_last)
+    return Chunk(text, bool(choice) and not is_opening, is_last, **counts)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Stage(BaseModel):
     seconds: float = Field(gt=0)
     requests: int | None = None
     warmup_seconds: float = 0.0
+    activations: int = 0
 
     @property
     def load(self) -> str:
@@ -41,6 +42,9 @@ class Stage(BaseModel):
         arrivals = settings.arrivals if settings.arrivals not in (None, "closed") else "poisson"
         shape: dict[str, Any] = {"burst_size": settings.burst_size, "ramp_from": settings.ramp_from}
         return cls(name=name, arrivals=arrivals, rate=rate, **shape, **_common(settings))
+
+    def with_activations(self, count: int) -> Self:
+        return self.model_copy(update={"activations": count})
 
 
 def _common(settings: Settings) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 
 HEAD = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
 MODEL = "scripted"
+ADMIN_KEY = "adm1n-k3y"
+SERVING = "whichever serves"
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class Script:
 
 
 class Server:
-    """Keeps nothing but its log."""
+    """Keeps its log, and which generation serves: 3 at first; 4 and 5 can be activated, 9 cannot."""
 
     def __init__(self) -> None:
         self.log: list[dict[str, Any]] = []
+        self.serving, self.previous = 3, 2
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -60,6 +63,8 @@ class Server:
         read = time.perf_counter()
         if head.startswith("get /log"):
             return await _whole(writer, 200, self.log)
+        if "/admin/v1/" in head:
+            return await _whole(writer, *self._admin(head, json.loads(body) if body else {}))
         if head.startswith("get /v1/models"):
             return await _whole(writer, 200, {"data": [{"id": MODEL}]})
         request = json.loads(body)
@@ -70,9 +75,23 @@ class Server:
             return await _whole(writer, script.status, {"error": {"message": "as scripted"}})
         return await self._answer(writer, script, read)
 
+    def _admin(self, head: str, order: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if f"authorization: bearer {ADMIN_KEY}" not in head:
+            return 401, {"error": {"message": f"wrong key; got {head}"}}
+        if head.startswith("get /admin/v1/generations "):
+            return 200, {"serving": self.serving, "generations": [{"generation": one} for one in (2, 3, 4, 5, 9)]}
+        if order["expected_generation"] != self.serving:
+            return 409, {"error": {"message": f"generation {self.serving} serves", "code": "generation_mismatch"}}
+        wanted = self.previous if head.startswith("post /admin/v1/rollback ") else order["generation"]
+        if wanted == 9:
+            return 422, {"error": {"message": "generation 9 is not whole"}}
+        self.serving, self.previous = wanted, self.serving
+        return 200, {"serving": self.serving, "previous": self.previous, "seconds": 0.0}
+
     async def _answer(self, writer: asyncio.StreamWriter, script: Script, read: float) -> bool:
         written: list[float] = []
-        header = f"x-seta-generation: {script.generation}\r\n" if script.generation else ""
+        generation = self.serving if script.generation == SERVING else script.generation
+        header = f"x-seta-generation: {generation}\r\n" if generation else ""
         writer.write(f"{HEAD}{header}\r\n".encode())
         _event(writer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
         for index, delay in enumerate(script.delays):

@@ -25,7 +25,7 @@ def workload(path: Path, *rows: dict[str, Any]) -> Path:
 
 def run(url: str, rows: Path, **options: Any) -> Report:
     settings = Settings(scenario=options.pop("scenario", "steady"), url=url, workload=(rows,), **options)
-    return asyncio.run(LoadTest(settings, None, Watch()).run())
+    return asyncio.run(LoadTest(settings, Watch(), None).run())
 
 
 def errors(measured: Latency, seconds: list[float]) -> dict[str, float]:

@@ -60,6 +60,8 @@ def test_a_line_without_end_is_refused() -> None:
     [
         ({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}, Chunk()),
         ({"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}, Chunk("a", True)),
+        ({"choices": [{"delta": {"role": "assistant", "content": "a"}}]}, Chunk("a", True)),
+        ({"choices": [{"delta": {"content": ""}, "finish_reason": None}]}, Chunk("", True)),
         ({"choices": [{"delta": {"content": ""}, "finish_reason": "stop"}]}, Chunk("", True, True)),
         ({"choices": [{"delta": {"reasoning": "hm"}}]}, Chunk("", True)),
         ({"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}, Chunk("", True)),
