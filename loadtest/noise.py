@@ -19,6 +19,7 @@ from .timeline import Slice, Timeline
 BLOCKS = 20
 MIN_BLOCKS = 5
 DRAWS = 400
+SIGMAS = 3.0  # a difference counts from three standard errors on
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 LATENCIES: dict[str, Callable[[Slice], Histogram]] = {
     "ttft": lambda part: part.ttft,
@@ -33,9 +34,13 @@ RATES: dict[str, Callable[[Slice], float]] = {
 Array = NDArray[np.float64]
 
 
-def relative_noise(timeline: Timeline, seed: int = 0) -> dict[str, float]:
+def relative_noise(timeline: Timeline) -> dict[str, float]:
     """Relative standard error by statistic: `ttft_p50_ms` …, `tokens_per_second` …; {} for too short a stage."""
-    blocks = timeline.blocks(BLOCKS)
+    return noise_of_blocks(timeline.blocks(BLOCKS))
+
+
+def noise_of_blocks(blocks: list[Slice], seed: int = 0) -> dict[str, float]:
+    """The same for stretches of time that are long enough to be independent of each other."""
     if len(blocks) < MIN_BLOCKS:
         return {}
     draws = np.random.default_rng(seed).multinomial(len(blocks), [1 / len(blocks)] * len(blocks), size=DRAWS)

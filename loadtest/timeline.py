@@ -76,7 +76,7 @@ class Timeline:
     def blocks(self, number: int) -> list[Slice]:
         """The slices merged into at most `number` blocks of equal length."""
         step = -(-len(self.slices) // number) if self.slices else 1
-        return [_merged(self.slices[first : first + step]) for first in range(0, len(self.slices), step)]
+        return [merged(self.slices[first : first + step]) for first in range(0, len(self.slices), step)]
 
     def _add_output(self, outcome: Outcome, first: float, start: float) -> None:
         """Tokens are spread evenly over the answer's pieces: a piece may hold several, and only their sum is known."""
@@ -95,10 +95,10 @@ class Timeline:
 
     def _halve(self) -> None:
         self.width *= 2
-        self.slices = [_merged(self.slices[first : first + 2]) for first in range(0, len(self.slices), 2)]
+        self.slices = [merged(self.slices[first : first + 2]) for first in range(0, len(self.slices), 2)]
 
 
-def _merged(slices: list[Slice]) -> Slice:
+def merged(slices: list[Slice]) -> Slice:
     whole = Slice()
     for one in slices:
         whole.merge(one)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import LoadTestError
+from ..noise import SIGMAS
 from .markdown import number, table
 from .schema import Group, Report, StageReport
 
-SIGMAS = 3.0
 NOT_A_CAUSE = {"url", "model", "admin_url", "timeout_seconds"}
 Verdict = Literal["better", "worse", "within noise", "noise unknown"]
 

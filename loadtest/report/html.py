@@ -10,7 +10,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .charts import charts
-from .markdown import action_rows, error_rows, group_cells, head, limits, number, stage_head, stage_rows
+from .markdown import (
+    DRIFT_HEAD,
+    action_rows,
+    drift_rows,
+    error_rows,
+    group_cells,
+    head,
+    limits,
+    number,
+    stage_head,
+    stage_rows,
+)
 from .plots import draw
 from .schema import Group, Report, StageReport
 
@@ -55,6 +66,8 @@ def _section(report: Report, stage: StageReport) -> dict[str, Any]:
         if groups:
             rows = [[name, *group_cells(group, report.has_goodput)] for name, group in groups.items()]
             parts.append({"title": title, "head": head(title.split()[-1], report.has_goodput), "rows": rows})
+    if stage.drift:
+        parts.append({"title": "Drift from the first third to the last", "head": DRIFT_HEAD, "rows": drift_rows(stage)})
     if stage.errors:
         parts.append({"title": "Errors", "head": ("kind", "count", "for example"), "rows": error_rows(stage)})
     return {"title": f"{stage.stage.name}: {stage.stage.load}, {stage.seconds:.1f} s", "parts": parts}

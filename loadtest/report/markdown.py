@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from .schema import Group, Latency, Report, StageReport
 
 HEAD = ("sent", "failed", "req/s", "tokens/s", "TTFT ms", "ITL ms", "end to end ms")
+DRIFT_HEAD = ("drift", "first third", "last third", "ratio", "noise ±", "")
 EXPLANATION = (
     "Latencies are p50 / p95 / p99 and count from the moment a request was due. TTFT: time to the first piece of"
     " output. ITL: time between two pieces."
@@ -21,6 +22,7 @@ def markdown(report: Report) -> str:
         for kind, groups in (("task", stage.tasks), ("generation", stage.generations)):
             rows = [[name, *group_cells(group, report.has_goodput)] for name, group in groups.items()]
             parts += [table(head(kind, report.has_goodput), rows)] if rows else []
+        parts += [table(DRIFT_HEAD, drift_rows(stage))] if stage.drift else []
         parts += [table(("error", "count", "for example"), error_rows(stage))] if stage.errors else []
     return "\n\n".join(parts) + "\n"
 
@@ -76,6 +78,21 @@ def stage_rows(report: Report) -> list[list[str]]:
 
 def error_rows(stage: StageReport) -> list[list[str]]:
     return [[error.kind, f"{error.count:,}", error.example] for error in stage.errors]
+
+
+def drift_rows(stage: StageReport) -> list[list[str]]:
+    """First third against last third, and whether that is more than noise."""
+    return [
+        [
+            one.statistic,
+            number(one.first),
+            number(one.last),
+            f"{one.last / one.first:.3f}",
+            f"{100 * (one.margin - 1):.1f} %",
+            "drifts" if one.is_beyond_noise else "within noise",
+        ]
+        for one in stage.drift
+    ]
 
 
 def action_rows(report: Report) -> list[list[str]]:

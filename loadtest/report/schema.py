@@ -88,8 +88,21 @@ class Moment(Model):
     generations: dict[str, int]
 
 
+class Drift(Model):
+    """A latency in the first and the last third of a soak; `margin` is the ratio that noise alone can make."""
+
+    statistic: str
+    first: float
+    last: float
+    margin: float
+    is_beyond_noise: bool
+
+
 class StageReport(Model):
-    """`noise`: relative standard error by statistic; `lateness`: how late the client sent what was due."""
+    """`noise`: relative standard error by statistic; `lateness`: how late the client sent what was due.
+
+    `drift` is filled in by a soak.
+    """
 
     stage: Stage
     start_seconds: float
@@ -102,6 +115,7 @@ class StageReport(Model):
     errors: tuple[ErrorKind, ...]
     lateness: Latency
     noise: dict[str, float]
+    drift: tuple[Drift, ...]
     slice_seconds: float
     timeline: tuple[Moment, ...]
 

@@ -9,6 +9,7 @@ from ..recorder import Recorder, Tally
 from ..stages import Stage
 from ..statistics import Histogram
 from ..timeline import Slice
+from .drift import drift
 from .schema import Accuracy, ErrorKind, Group, Latency, Moment, StageReport
 
 LATE_MS = 20.0
@@ -39,6 +40,7 @@ def stage_report(stage: Stage, recorder: Recorder, test_start: float) -> StageRe
         ),
         lateness=latency(recorder.lateness),
         noise=relative_noise(recorder.timeline),
+        drift=drift(recorder.timeline.slices) if recorder.settings.scenario == "soak" else (),
         slice_seconds=width,
         timeline=tuple(
             _moment(part, round(start + index * width, 3)) for index, part in enumerate(recorder.timeline.slices)
