@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import ValidationError
@@ -13,15 +13,22 @@ from pydantic.fields import FieldInfo
 from .errors import LoadTestError
 from .settings import Settings
 
-_SHOWN_DEFAULTS = {"max_tokens": "32", "padding_words": "0", "concurrency": "8; sweep 1,2,4,8,16,32"}
+_SHOWN_DEFAULTS = {
+    "workload": "demo/examples.jsonl",
+    "max_tokens": "32",
+    "padding_words": "0",
+    "concurrency": "8; sweep 1,2,4,8,16,32",
+}
 
 
 def with_options_of_settings(command: Any) -> Any:
     """Give the command, besides its own parameters, one option per field of `Settings`; None where not given."""
+    hints = get_type_hints(command, include_extras=True)
     own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
-    options = [_option(name, field) for name, field in Settings.model_fields.items()]
-    command.__signature__ = inspect.Signature([*own, *options])
-    command.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    own = [one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY) for one in own]
+    parameters = [*(_option(name, field) for name, field in Settings.model_fields.items()), *own]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
 
 

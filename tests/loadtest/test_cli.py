@@ -55,6 +55,7 @@ def test_every_setting_is_an_option_with_a_help_text() -> None:
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')} " in done.stdout
         assert field.description
+    assert "File with the API key; else SETA_API_KEY or OPENAI_API_KEY is read." in " ".join(done.stdout.split())
     assert "Usage: seta loadtest [OPTIONS]" in done.stdout and "compare" in done.stdout
 
 
