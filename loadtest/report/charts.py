@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .plots import Chart, Mark, Point, Series
 from .schema import Moment, Report, StageReport
 
 QUANTILES = {"p50": "low", "p95": "middle", "p99": "high"}
+Value = Callable[[Moment, float], float | None]
+"""Of a slice and its width in seconds."""
 PALETTE = ("low", "middle", "high", "fourth", "fifth", "sixth")
 
 
@@ -45,14 +47,13 @@ def _over_time(report: Report) -> Iterator[Chart]:
     for key, name in (("ttft", "Time to first token, by when the request was due"), ("itl", "Time between tokens")):
         quantiles = {"p50": "low", "p99": "high"}.items()
         lines = [Series(one, style, _points(report, _field(f"{key}_{one}_ms"))) for one, style in quantiles]
-        yield Chart(name, label, "ms", lines, marks, is_log=True)
+        yield Chart(name, label, "ms", lines, marks, is_log=True, x_from=0)
     tokens = Series("output", "low", _points(report, lambda one, width: one.tokens / width))
-    yield Chart("Tokens a second", label, "tokens/s", [tokens], marks)
-    sent = Series("sent", "muted", _points(report, lambda one, width: one.sent / width))
-    failed = Series("failed", "high", _points(report, lambda one, width: one.failed / width))
-    yield Chart(
-        "Requests a second, by when they were due", label, "requests/s", [sent, *_by_generation(report), failed], marks
-    )
+    yield Chart("Output", label, "tokens/s", [tokens], marks, x_from=0)
+    sent = Series("sent", "muted", _while_sending(report, lambda one, width: one.sent / width))
+    failed = Series("failed", "high", _while_sending(report, lambda one, width: one.failed / width))
+    lines = [sent, *_by_generation(report), failed]
+    yield Chart("Requests, by when they were due", label, "requests/s", lines, marks, x_from=0)
 
 
 def _by_generation(report: Report) -> list[Series]:
@@ -61,22 +62,31 @@ def _by_generation(report: Report) -> list[Series]:
         {name for stage in report.stages for one in stage.timeline for name in one.generations}, key=_natural
     )
     if not names:
-        return [Series("completed", "low", _points(report, lambda one, width: one.completed / width))]
+        return [Series("completed", "low", _while_sending(report, lambda one, width: one.completed / width))]
     styles = itertools.cycle(PALETTE)
     return [
-        Series(f"generation {name}", style, _points(report, _answers(name)))
+        Series(f"generation {name}", style, _while_sending(report, _answers(name)))
         for name, style in zip(names, styles, strict=False)
     ]
 
 
-def _points(report: Report, value: Callable[[Moment, float], float | None]) -> list[Point]:
+def _while_sending(report: Report, value: Value) -> list[Point]:
+    """A value over time, without the slices in which the last answers were only waited for."""
+    return _points(report, value, lambda timeline: timeline[: 1 + max(_indices_sent(timeline), default=-1)])
+
+
+def _indices_sent(timeline: Sequence[Moment]) -> list[int]:
+    return [index for index, one in enumerate(timeline) if one.sent]
+
+
+def _points(report: Report, value: Value, cut: Callable[[Sequence[Moment]], Sequence[Moment]] = tuple) -> list[Point]:
     """A value over time, with a gap after each stage."""
     found: list[Point] = []
     for stage in report.stages:
-        width = stage.slice_seconds
-        found += [(one.at_seconds + width / 2, value(one, width)) for one in stage.timeline]
-        if stage.timeline:
-            found.append((stage.timeline[-1].at_seconds + width, None))
+        width, shown = stage.slice_seconds, cut(stage.timeline)
+        found += [(one.at_seconds + width / 2, value(one, width)) for one in shown]
+        if shown:
+            found.append((shown[-1].at_seconds + width, None))
     return found
 
 
@@ -84,18 +94,18 @@ def _marks(report: Report) -> list[Mark]:
     marks = (
         [Mark(one.start_seconds, one.stage.name, "boundary") for one in report.stages] if len(report.stages) > 1 else []
     )
-    for action in report.actions:
+    for index, action in enumerate(report.actions):
         verb = {"activate": "→", "rollback": "←"}[action.kind]
         label = f"{verb} {action.generation}" + (" failed" if action.error else "")
-        marks.append(Mark(action.at_seconds, label, "mark failed" if action.error else "mark"))
+        marks.append(Mark(action.at_seconds, label, "mark failed" if action.error else "mark", row=1 + index % 2))
     return marks
 
 
-def _field(name: str) -> Callable[[Moment, float], float | None]:
+def _field(name: str) -> Value:
     return lambda one, _: getattr(one, name)
 
 
-def _answers(generation: str) -> Callable[[Moment, float], float]:
+def _answers(generation: str) -> Value:
     """Requests a second that this generation answered."""
     return lambda one, width: one.generations.get(generation, 0) / width
 

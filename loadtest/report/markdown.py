@@ -46,7 +46,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+    """At most `digits` decimals, none from a thousand on."""
+    return "-" if value is None else f"{value:,.{0 if value >= 1000 else digits}f}"
 
 
 def three(latency: Latency) -> str:
@@ -57,7 +58,8 @@ def three(latency: Latency) -> str:
 def group_cells(group: Group, has_goodput: bool) -> list[str]:
     """The columns of `head`, but for the first."""
     rates = [number(group.requests_per_second, 2), number(group.tokens_per_second)]
-    counts = [f"{group.sent:,}", f"{group.failed + group.unfinished:,}"]
+    unfinished = f" + {group.unfinished:,} cut short" if group.unfinished else ""
+    counts = [f"{group.sent:,}", f"{group.failed:,}{unfinished}"]
     good = [number(group.good_per_second, 2)] if has_goodput else []
     accuracy = "-" if group.accuracy is None else f"{group.accuracy.percent:.1f} of {group.accuracy.asked:,}"
     return [*counts, *rates, three(group.ttft), three(group.itl), three(group.e2e), *good, accuracy]

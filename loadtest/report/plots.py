@@ -11,7 +11,8 @@ WIDTH, HEIGHT = 860, 270
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 32, 42
 MAX_TICKS = 6
 LOG_FROM = 8.0
-DOTS_UP_TO = 40  # with more points than this the dots are only there for their tooltips
+HEADROOM = 1.12  # for the labels of marks
+DOTS_UP_TO = 40  # with more points than this, dots on a line are only there for their tooltips
 Point = tuple[float, float | None]
 
 
@@ -26,11 +27,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at x with a label."""
+    """A vertical line at x with a label; `row` puts the label lower, out of its neighbours' way."""
 
     x: float
     label: str
     style: str = "mark"
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def draw(chart: Chart) -> str:
     svg.set("aria-label", chart.title)
     xs = [x for one in chart.series for x, _ in one.points] + [mark.x for mark in chart.marks]
     xs += [] if chart.x_from is None else [chart.x_from]
-    ys = [y for one in chart.series for _, y in one.points if y is not None and (y > 0 or not chart.is_log)]
+    ys = [y for one in chart.series for _, y in one.points if y is not None and _is_shown(y, chart)]
     if chart.is_log and ys and max(ys) <= LOG_FROM * min(ys):
         chart = replace(chart, is_log=False)
     _text(svg, 4, 16, f"{chart.title}, {chart.unit}", "title")
@@ -61,7 +63,7 @@ def draw(chart: Chart) -> str:
         return ET.tostring(svg, encoding="unicode")
     x_ticks, y_ticks = ticks(min(xs), max(xs)), log_ticks(min(ys), max(ys)) if chart.is_log else ticks(0, max(ys))
     across = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, False)
-    up = _scale(y_ticks[0], max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP, chart.is_log)
+    up = _scale(y_ticks[0], max(y_ticks[-1], HEADROOM * max(ys)), HEIGHT - BOTTOM, TOP, chart.is_log)
     _axes(svg, chart, x_ticks, y_ticks, across, up)
     for mark in chart.marks:
         _mark(svg, mark, across(mark.x))
@@ -123,35 +125,38 @@ def _mark(svg: ET.Element, mark: Mark, x: float) -> None:
     ends = {"x1": f"{x:.1f}", "x2": f"{x:.1f}", "y1": f"{TOP}", "y2": f"{HEIGHT - BOTTOM}"}
     ET.SubElement(svg, "line", {"class": mark.style, **ends})
     anchor = "end" if x > WIDTH - 120 else "start"
-    _text(svg, x + (4 if anchor == "start" else -4), TOP + 8, mark.label, "mark-label", anchor)
+    _text(svg, x + (4 if anchor == "start" else -4), TOP + 8 + 12 * mark.row, mark.label, "mark-label", anchor)
 
 
 def _line(
     svg: ET.Element, one: Series, chart: Chart, across: Callable[[float], float], up: Callable[[float], float]
 ) -> None:
-    path, is_down = [], False
-    for x, y in one.points:
-        is_there = y is not None and (y > 0 or not chart.is_log)
-        if y is not None and is_there:
-            path.append(f"{'L' if is_down else 'M'}{across(x):.1f} {up(y):.1f}")
-        is_down = is_there
-    ET.SubElement(svg, "path", {"class": f"line {one.style}", "d": " ".join(path)})
-    dots = "dot" if len(one.points) <= DOTS_UP_TO else "dot hidden"
-    for x, y in one.points:
-        if y is None or (chart.is_log and y <= 0):
+    path, dots, is_down = [], [], False
+    for (x, y), following in zip(one.points, [*one.points[1:], (0.0, None)], strict=True):
+        if y is None or not _is_shown(y, chart):
+            is_down = False
             continue
+        path.append(f"{'L' if is_down else 'M'}{across(x):.1f} {up(y):.1f}")
+        is_alone = not is_down and (following[1] is None or not _is_shown(following[1], chart))
+        dots.append((x, y, is_alone or len(one.points) <= DOTS_UP_TO))
+        is_down = True
+    ET.SubElement(svg, "path", {"class": f"line {one.style}", "d": " ".join(path)})
+    for x, y, is_visible in dots:
         place = {"cx": f"{across(x):.1f}", "cy": f"{up(y):.1f}", "r": "3"}
-        dot = ET.SubElement(svg, "circle", {"class": f"{dots} {one.style}", **place})
+        dot = ET.SubElement(svg, "circle", {"class": f"dot {one.style}{'' if is_visible else ' hidden'}", **place})
         ET.SubElement(dot, "title").text = f"{one.name}: {y:,.4g} {chart.unit} at {x:,.4g} {chart.x_label}"
 
 
+def _is_shown(y: float, chart: Chart) -> bool:
+    return y > 0 or not chart.is_log
+
+
 def _legend(svg: ET.Element, series: Sequence[Series]) -> None:
-    x = float(WIDTH - RIGHT)
-    for one in reversed(series):
-        _text(svg, x, 16, one.name, "label", "end")
-        x -= 6.4 * len(one.name) + 8
-        ET.SubElement(svg, "circle", {"class": f"dot {one.style}", "cx": f"{x:.1f}", "cy": "12", "r": "4"})
-        x -= 16
+    """One text, so that the browser does the spacing."""
+    text = ET.SubElement(svg, "text", {"x": f"{WIDTH - RIGHT}", "y": "16", "text-anchor": "end", "class": "label"})
+    for one in series:
+        ET.SubElement(text, "tspan", {"class": f"dot {one.style}"}).text = "\u00a0\u00a0\u00a0\u25cf\u00a0"
+        ET.SubElement(text, "tspan").text = one.name
 
 
 def _text(svg: ET.Element, x: float, y: float, text: str, style: str, anchor: str = "start") -> None:

@@ -194,4 +194,13 @@ def test_a_gap_is_not_bridged() -> None:
     svg = draw(Chart("t", "x", "ms", [Series("s", "low", [(0, 1), (1, 2), (2, None), (3, 1)])], [Mark(1, "here")]))
     (path,) = re.findall(r' d="([^"]*)"', svg)
     assert [step[0] for step in re.findall(r"[ML][\d. ]+", path)] == ["M", "L", "M"]
-    assert svg.count("<circle") == 3 + 1  # and the legend's
+    assert svg.count("<circle") == 3
+
+
+def test_a_lonely_point_is_seen() -> None:
+    """Of many points only those without neighbours get a visible dot: no line shows them."""
+    points: list[tuple[float, float | None]] = [(float(x), 1.0) for x in range(60)]
+    points[30] = points[32] = (30.0, None)
+    svg = draw(Chart("t", "x", "ms", [Series("s", "low", points)]))
+    assert svg.count('class="dot low hidden"') == 57
+    assert svg.count('<circle class="dot low"') == 1
