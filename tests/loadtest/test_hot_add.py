@@ -13,12 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from loadtest.admin import Admin, Refused
+from loadtest.admin import PREFIX, Admin, Refused
 from loadtest.errors import LoadTestError
 from loadtest.progress import Watch
 from loadtest.report.schema import Report, read_report
 from loadtest.run import LoadTest
 from loadtest.settings import Settings
+from server import admin as server_admin
+from server.admin_models import ActivateOrder, Changed, GenerationList, RollbackOrder
 from tests.loadtest.scripted import ADMIN_KEY, SERVING, Script, log_of, scripted_server
 from tests.server.process import REPO, free_port
 
@@ -129,3 +131,13 @@ def test_ctrl_c_restores_what_served(url: str, rows: Path, tmp_path: Path, monke
     assert serving(url) == 3
     assert ADMIN_KEY.encode() not in out + err + b"".join(file.read_bytes() for file in (tmp_path / "out").iterdir())
     assert log_of(url)
+
+
+def test_it_speaks_as_the_admin_api_listens() -> None:
+    """The same paths, methods and fields as in the server's own code."""
+    routes = {(method, route.path) for route in server_admin.router.routes for method in getattr(route, "methods", ())}
+    assert PREFIX == server_admin.PREFIX
+    assert {("GET", f"{PREFIX}/generations"), ("POST", f"{PREFIX}/activate"), ("POST", f"{PREFIX}/rollback")} <= routes
+    assert ActivateOrder.model_validate({"generation": 4, "expected_generation": 3}).generation == 4
+    assert RollbackOrder.model_validate({"expected_generation": 3}).expected_generation == 3
+    assert "serving" in Changed.model_fields and "serving" in GenerationList.model_fields
