@@ -78,6 +78,9 @@ class Gate(Protocol):
         """pooled `[..., c]` → `[..., tasks + 1]`, whatever the columns; the last is "base"; rows sum to 1."""
         ...
 
+    def judge(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """`decide` and `probabilities`, computed once."""
+
     def decide(self, pooled: Tensor) -> Tensor:
         """The weights that serve, `[..., columns]`; all zero for base."""
         ...

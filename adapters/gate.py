@@ -107,7 +107,14 @@ class AnalyticGate:
 
         All zero where no task is likelier than not.
         """
-        tasks = self.probabilities(pooled)[..., :-1]
+        return self.judge(pooled)[0]
+
+    def judge(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """`decide` and `probabilities`, computed once."""
+        probabilities = self.probabilities(pooled)
+        return self._weights(probabilities[..., :-1]), probabilities
+
+    def _weights(self, tasks: Tensor) -> Tensor:
         if not self.num_tasks:
             return tasks
         kept = tasks.topk(min(self.top_k, self.num_tasks), dim=-1)

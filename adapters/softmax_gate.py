@@ -101,14 +101,18 @@ class SoftmaxGate:
 
     def probabilities(self, pooled: Tensor) -> Tensor:
         """By task, `[..., tasks + 1]`: an expert's probability goes in equal parts to the tasks that use it."""
-        experts = self.expert_probabilities(pooled)
-        parts = (self.membership / self.membership.sum(0)).T
-        return torch.cat([experts[..., :-1] @ parts, experts[..., -1:]], dim=-1)
+        return self.judge(pooled)[1]
 
     def decide(self, pooled: Tensor) -> Tensor:
         """Every expert's gate, `[..., experts]`; all zero where base is likelier than not."""
-        probabilities = self.expert_probabilities(pooled)
-        return largest(probabilities[..., :-1], self.top_k) * (probabilities[..., -1:] < 0.5)
+        return self.judge(pooled)[0]
+
+    def judge(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """`decide` and `probabilities`, computed once."""
+        experts = self.expert_probabilities(pooled)
+        weights = largest(experts[..., :-1], self.top_k) * (experts[..., -1:] < 0.5)
+        parts = (self.membership / self.membership.sum(0)).T
+        return weights, torch.cat([experts[..., :-1] @ parts, experts[..., -1:]], dim=-1)
 
     def expanded(
         self, parents: Sequence[int | None], start: Tensor, membership: Tensor, settings: ExpansionSettings

@@ -116,10 +116,12 @@ class GenerationManager(LRUCacheLoRAModelManager):
             slot = self.lora_index_to_id.index(lora_id)
             self.lora_index_to_id[slot] = None
             self.state.slots[slot] = None
+            self.stats.forget(lora_id)
 
     def remove_all_adapters(self) -> None:
         super().remove_all_adapters()
         self.state.slots[:] = [None] * self.lora_slots
+        self.stats.clear()  # vLLM calls this after its warm-up, whose tokens are nobody's
 
     def create_dummy_lora(self, lora_id: int, rank: int, embedding_modules: Any = None) -> Any:
         return ResidentGeneration.empty(lora_id, self.warmup_gate)

@@ -58,7 +58,8 @@ class Router(nn.Module):
         pooled = self._pooled(hidden, members)
         for generation, rows in members:
             mine = pooled[:, : generation.gate.width]
-            weights = generation.gate.decide(mine if rows is None else mine[rows])
+            weights, probabilities = generation.gate.judge(mine if rows is None else mine[rows])
+            self.stats.add(generation, weights, probabilities)
             self._add_groups(generation, rows, weights, len(hidden))
 
     def _members(self, slots: Tensor) -> list[tuple[ResidentGeneration, Tensor | None]]:
@@ -70,7 +71,7 @@ class Router(nn.Module):
             if generation.tasks:
                 members.append((generation, rows))
             else:
-                self.stats.count(generation, -1, len(slots) if rows is None else len(rows))
+                self.stats.add_base(generation, len(slots) if rows is None else len(rows))
         return members
 
     def _resident(self, slot: int) -> ResidentGeneration:
@@ -111,7 +112,6 @@ class Router(nn.Module):
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
         for task, count in zip(*(t.tolist() for t in torch.unique(chosen, return_counts=True)), strict=True):
-            self.stats.count(generation, task, count)
             if task < 0:
                 continue
             everyone = rows is None and count == num_tokens
@@ -122,7 +122,6 @@ class Router(nn.Module):
     def _add_mixture(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor) -> None:
         active = weights.any(-1)
         local = active.nonzero().flatten()
-        self.stats.count_mixture(generation, weights)
         if not len(local):
             return
         gates = generation.expert_gates(weights[local])
