@@ -17,6 +17,7 @@ from . import admin, health, metrics, model_list, openai
 from .auth import OPEN_PATHS, Guard
 from .config import ServeConfig
 from .errors import ApiError, as_api_error, internal_error
+from .request_metrics import RequestMeter
 from .service import Service
 
 ROUTERS = tuple(part.router for part in (health, metrics, model_list, openai))
@@ -29,6 +30,7 @@ def build_app(service: Service) -> FastAPI:
         app.include_router(router)
     config, access = service.config, service.access
     open_paths = OPEN_PATHS | {"/metrics"} if config.open_metrics else OPEN_PATHS
+    app.add_middleware(RequestMeter, requests=service.requests)
     app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths)
     _allow_origins(app, config)
     return _equip(app, service)

@@ -1,4 +1,4 @@
-"""vLLM's engine, telling which requests it is working on. Importing this module imports vLLM."""
+"""vLLM's engine, telling which requests it works on and showing what they get. Importing this imports vLLM."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 InEngine = Callable[[LoRARequest | None, str], AbstractContextManager[None]]
+Watch = Callable[[LoRARequest | None], Callable[[RequestOutput], None]]
 
 
 class CountingEngine(AsyncLLM):
@@ -19,6 +20,8 @@ class CountingEngine(AsyncLLM):
     """
 
     in_engine: InEngine = staticmethod(lambda adapter, request_id: nullcontext())
+    watch: Watch = staticmethod(lambda adapter: lambda output: None)
+    """Called once for a request; what it returns sees each of the request's outputs."""
 
     async def generate(
         self,
@@ -31,8 +34,10 @@ class CountingEngine(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         outputs = super().generate(prompt, sampling_params, request_id, lora_request=lora_request, **options)
         with self.in_engine(lora_request, request_id):
+            see = self.watch(lora_request)
             try:
                 async for output in outputs:
+                    see(output)
                     yield output
             finally:
                 await outputs.aclose()

@@ -74,6 +74,7 @@ class Generations:
         self.base_name = base_name
         self.residents: dict[int, Resident] = {}
         self.base_in_flight = 0
+        self.num_retired = 0
         self.on_idle: Callable[[Resident], None] = lambda _: None
         self._table = table
         self._by_adapter: dict[int, Resident] = {}
@@ -112,6 +113,7 @@ class Generations:
     def remove(self, resident: Resident) -> None:
         """It is about to leave memory."""
         assert resident.is_idle and resident.number != self._current
+        self.num_retired += 1
         del self.residents[resident.number]
         del self._by_adapter[resident.adapter.lora_int_id]
         del self._table[resident.adapter.lora_name]
@@ -175,6 +177,11 @@ class Generations:
         finally:
             del resident.in_engine[key]
             self.look(resident)
+
+    def number_of(self, adapter: "LoRARequest | None") -> int | None:
+        """The generation behind an adapter in memory; None for the base model."""
+        resident = None if adapter is None else self._by_adapter.get(adapter.lora_int_id)
+        return None if resident is None else resident.number
 
     def look(self, resident: Resident) -> None:
         """Tell `on_idle` if nothing holds it any more."""

@@ -6,14 +6,14 @@ from adapters.bank import Bank, BankError, Manifest
 
 from .admin_models import ExpertList, ExpertShare, GenerationInfo, GenerationList, State
 from .generations import Generations, Resident
-from .metrics import ExpertTokens
 from .operations import Operations
+from .routing_counts import RoutingCounts
 
 
 class Inventory:
     """Lists what memory and disk hold. Reading the bank happens in a thread."""
 
-    def __init__(self, bank: Bank, generations: Generations, operations: Operations, tokens: ExpertTokens) -> None:
+    def __init__(self, bank: Bank, generations: Generations, operations: Operations, tokens: RoutingCounts) -> None:
         self._bank = bank
         self._generations = generations
         self._operations = operations

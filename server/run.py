@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from . import preflight
 from .access import Access
+from .activations import MeteredOperations
 from .admin import PREFIX
 from .admission import Admission, bounds
 from .app import build_admin_app, build_app
@@ -29,10 +30,10 @@ from .generations import Generations
 from .inventory import Inventory
 from .listen import Sockets
 from .loader import Loader
-from .metrics import ExpertTokens
-from .operations import Operations
+from .metrics import measure_bank, watch_tokens
 from .preflight import Plan
 from .processes import end_engine_processes
+from .routing_counts import RoutingCounts
 from .service import Administration, Service, Serving
 from .uploads import Uploads
 
@@ -138,8 +139,9 @@ class Process:
         handlers = build_handlers(engine, config)
         generations = Generations(config.name, config.base_name, handlers.models.lora_requests)
         engine.in_engine = generations.in_engine
+        engine.watch = watch_tokens(generations, self._service.requests)
         loader = Loader(engine, plan.bank.root, generations.pinned_name)
-        operations = Operations(generations, plan.bank, loader, config.max_generations)
+        operations = MeteredOperations(generations, plan.bank, loader, config.max_generations)
         start = time.monotonic()
         try:
             await operations.start()
@@ -147,12 +149,14 @@ class Process:
             engine.shutdown()
             raise ServeError(f"generation {plan.manifest.generation} does not load: {error}") from error
         self._console.say(f"  generation {generations.current} loaded in {time.monotonic() - start:.2f} s")
-        tokens = ExpertTokens(engine.collective_rpc)
-        inventory = Inventory(plan.bank, generations, operations, tokens)
+        counts = RoutingCounts(engine.collective_rpc)
+        inventory = Inventory(plan.bank, generations, operations, counts)
         uploads = Uploads(plan.bank, config.max_upload_bytes, config.client_seconds)
         administration = Administration(plan.bank, operations, inventory, uploads)
         admission = Admission(bounds(config, engine.vllm_config.scheduler_config.max_num_seqs))
-        self._service.serving = Serving(engine, handlers, generations, tokens, admission, administration)
+        self._service.serving = Serving(
+            engine, handlers, generations, counts, measure_bank(plan.bank), admission, administration
+        )
 
     async def _until_end(self, ending: "asyncio.Task[bool]") -> None:
         """Raises: ServeError if the engine dies."""

@@ -8,18 +8,20 @@ from fastapi import Request
 from .access import Access
 from .config import ServeConfig
 from .errors import ApiError
+from .request_metrics import RequestMetrics
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from adapters.bank import Bank
 
+    from .activations import MeteredOperations
     from .admission import Admission
     from .generations import Generations
     from .handlers import Handlers
     from .inventory import Inventory
-    from .metrics import ExpertTokens
-    from .operations import Operations
+    from .polled import Polled
+    from .routing_counts import RoutingCounts
     from .uploads import Uploads
 
 Phase = Literal["loading", "ready", "engine dead", "stopping"]
@@ -30,7 +32,7 @@ class Administration:
     """All that answering an administrator takes."""
 
     bank: "Bank"
-    operations: "Operations"
+    operations: "MeteredOperations"
     inventory: "Inventory"
     uploads: "Uploads"
 
@@ -42,7 +44,8 @@ class Serving:
     engine: "AsyncLLM"
     handlers: "Handlers"
     generations: "Generations"
-    expert_tokens: "ExpertTokens"
+    routing_counts: "RoutingCounts"
+    bank_bytes: "Polled[int]"
     admission: "Admission"
     administration: "Administration"
 
@@ -55,6 +58,7 @@ class Service:
     access: Access = Access()
     serving: Serving | None = field(default=None)
     is_stopping: bool = False
+    requests: RequestMetrics = field(default_factory=RequestMetrics)
 
     @property
     def phase(self) -> Phase:

@@ -6,16 +6,33 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapters.bank import Bank, Manifest
+from server.activations import MeteredOperations
+from server.admission import Admission, Bounds
 from server.generations import Generations, Resident
 from server.inventory import Inventory
-from server.metrics import ExpertTokens
-from server.operations import Operations
+from server.polled import Polled
+from server.routing_counts import RoutingCounts
 from server.service import Administration, Service, Serving
 from server.uploads import Uploads
+from seta_runtime.stats import ENTROPY_BUCKETS, PROBABILITY_BUCKETS
 
 TASKS = ("alpha", "beta", "gamma", "delta", "epsilon")
 MAX_UPLOAD_BYTES = 1 << 20
-COUNTS = {"tokens_by_expert": {"alpha.unique": 30, "gamma.unique": 10}, "base_tokens": 60, "routed_tokens": 40}
+COUNTS = {
+    "tokens_by_expert": {"alpha.unique": 30, "gamma.unique": 10, "long.gone": 7},
+    "base_tokens": 60,
+    "routed_tokens": 40,
+    "generations": [
+        {
+            "adapter_id": id,
+            "tokens_by_task": {"alpha": 20, "gamma": 5},
+            "base_tokens": 30,
+            "entropy": {"counts": [10, 45] + [0] * (len(ENTROPY_BUCKETS) - 1), "sum": 0.4},
+            "probability": {"counts": [5, 20] + [0] * (len(PROBABILITY_BUCKETS) - 1), "sum": 24.0},
+        }
+        for id in (1, 2, 99)
+    ],
+}
 
 
 class FakeLoader:
@@ -57,17 +74,18 @@ class House:
         self.bank.set_current(current)
         self.loader = FakeLoader(max_resident + 1)
         self.generations = Generations("demo", "demo-base", {})
-        self.operations = Operations(self.generations, self.bank, self.loader, max_resident)
+        self.operations = MeteredOperations(self.generations, self.bank, self.loader, max_resident)
         self.requests = ExitStack()
-        tokens = ExpertTokens(_counts)
-        inventory = Inventory(bank, self.generations, self.operations, tokens)
+        counts = RoutingCounts(_counts)
+        inventory = Inventory(bank, self.generations, self.operations, counts)
         uploads = Uploads(bank, MAX_UPLOAD_BYTES, patience_seconds=0.5)
         administration = Administration(bank, self.operations, inventory, uploads)
         engine: Any = SimpleNamespace(errored=False)
         handlers: Any = None
         config: Any = SimpleNamespace(client_seconds=5.0)
-        admission: Any = None
-        serving = Serving(engine, handlers, self.generations, tokens, admission, administration)
+        admission = Admission(Bounds(4, None, 4, 4))
+        size = Polled(_size, 0, "the bank's size")
+        serving = Serving(engine, handlers, self.generations, counts, size, admission, administration)
         self.service = Service(config, serving=serving)
 
     def ask(self, model: str = "demo") -> int | None:
@@ -83,3 +101,7 @@ class House:
 
 async def _counts(method: str) -> list[dict[str, Any]]:
     return [COUNTS]
+
+
+async def _size() -> int:
+    return 123456
