@@ -52,10 +52,28 @@ def learn(
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = DEFAULT.learning_rate,
+    preset: Annotated[
+        Literal["seta", "paper"], typer.Option(help="Where settings come from that are not given.")
+    ] = DEFAULT.preset,
+    sharing: Annotated[
+        Literal["off", "frozen", "elastic"] | None,
+        typer.Option(help=f"What happens to sub-blocks that earlier tasks hold; default {DEFAULT.sharing}."),
+    ] = None,
+    gate: Annotated[
+        Literal["analytic", "softmax"] | None,
+        typer.Option(help=f"New bank only: how tokens are routed; default {DEFAULT.gate}."),
+    ] = None,
     density: Annotated[
-        float, typer.Option(help="Share of the sub-blocks above the trunk that a task may take.")
-    ] = DEFAULT.density,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of a sub-block's delta.")] = DEFAULT.rank,
+        float | None,
+        typer.Option(help=f"Share of the sub-blocks above the trunk that a task may take; default {DEFAULT.density}."),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help=f"Rank of a sub-block's delta; default {DEFAULT.rank}.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of docs/method.md. Repeatable."),
+    ] = None,
     trunk_layers: Annotated[
         int | None, typer.Option(help="New bank only: layers without experts; default a fifth of the model's.")
     ] = None,
@@ -84,18 +102,24 @@ def learn(
         from adapters.data import read_tasks
         from adapters.learn import learn_tasks
 
-        for_a_new_bank = {"trunk_layers": trunk_layers, "block_size": block_size, "targets": target}
-        settings = LearnSettings(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            density=density,
-            rank=rank,
-            max_tokens=max_tokens,
-            seed=seed,
-            dtype=dtype,
-            **{name: value for name, value in for_a_new_bank.items() if value is not None},  # type: ignore[arg-type]
-        )
+        given = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "dtype": dtype,
+            "preset": preset,
+            "sharing": sharing,
+            "gate": gate,
+            "density": density,
+            "rank": rank,
+            "trunk_layers": trunk_layers,
+            "block_size": block_size,
+            "targets": target,
+            **pairs(setting or []),
+        }
+        settings = LearnSettings.model_validate({name: value for name, value in given.items() if value is not None})
         client = None if activate is None else AdminClient(activate, read_key(key_file))
         before = None if client is None else check_server(client, bank)
         tasks, tests = read_tasks(*task), read_tasks(*test or ())
@@ -128,6 +152,16 @@ def evaluate(
             table.add_row(name, str(score.num_test), f"{score.accuracy:.2f}", f"{score.routing:.2f}")
         stdout.print(table)
         show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+
+
+def pairs(settings: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` strings by name. Raises DataError."""
+    from adapters.data import DataError
+
+    for found in settings:
+        if "=" not in found.strip("="):
+            raise DataError(f"--set {found} found; expected NAME=VALUE")
+    return {name: value for name, _, value in (found.partition("=") for found in settings)}
 
 
 def model_of(bank: Path, given: str | None) -> str:

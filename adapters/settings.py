@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """As in `adapters.bank`, without its import of torch."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "seta": {},
+    "paper": {
+        "block_size": 32,
+        "density": 0.25,
+        "adaptive_budget": True,
+        "divergence": True,
+        "sharing": "elastic",
+        "share_at_least": 5,
+        "gate": "softmax",
+        "expansion": "logits",
+        "late_start": 0.0,
+    },
+}
+"""What a preset sets, where it is not given. "paper" is arXiv 2606.07500 as far as that says it, for a small model: a
+layer's V then has about a hundred blocks, and rank 32 is full rank."""
 
 
 class LearnSettings(BaseModel):
@@ -15,7 +33,7 @@ class LearnSettings(BaseModel):
     the gate.
 
     The parts of the method can be switched one by one; `docs/method.md` explains them. The paper's symbols are in
-    brackets.
+    brackets. `preset`: where the others come from if they are not given.
 
     `density` [rho]: share of the sub-blocks above the trunk that one task may take. `adaptive_budget`: selection goes
     on past it while it finds blocks that no earlier task has. `divergence`: block scores are pushed away from earlier
@@ -36,6 +54,7 @@ class LearnSettings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    preset: Literal["seta", "paper"] = "seta"
     trunk_layers: int | None = Field(default=None, ge=1, description="default: a fifth of the model's layers")
     block_size: int = Field(default=64, ge=8)
     targets: tuple[Target, ...] = ("v_proj",)
@@ -64,6 +83,13 @@ class LearnSettings(BaseModel):
     )
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """What is not given is the preset's."""
+        preset = given.get("preset", "seta") if isinstance(given, dict) else None
+        return {**PRESETS[preset], **given} if isinstance(preset, str) and preset in PRESETS else given
 
     @property
     def keep(self) -> int:

@@ -54,6 +54,20 @@ def test_cli_learns_then_evaluates(tiny_model: str, tmp_path: Path) -> None:
     assert f"{manifest.tasks[0].metrics['accuracy']:.2f}" in result.stdout
 
 
+def test_cli_takes_a_preset_and_single_settings(tiny_model: str, tmp_path: Path) -> None:
+    """The paper's, with both tasks in one file; what is given comes before it."""
+    task = write_tasks(tmp_path / "train.jsonl", TRAIN)
+    options = ["--preset", "paper", "--steps", 1, "--batch-size", 2, "--rank", 2, "--trunk-layers", 3]
+    options += ["--sharing", "frozen", "--set", "share_at_least=1", "--set", "adaptive_budget=no"]
+    result = seta("learn", "--bank", tmp_path / "bank", "--model", tiny_model, "--task", task, *options)
+    assert result.exit_code == 0, result.output
+    manifest = Bank.open(tmp_path / "bank").manifest()
+    assert manifest.gate.kind == "softmax" and manifest.block_size == 32
+    stored = {name: manifest.settings[name] for name in ("preset", "sharing", "share_at_least", "adaptive_budget")}
+    assert stored == {"preset": "paper", "sharing": "frozen", "share_at_least": 1, "adaptive_budget": False}
+    assert manifest.settings["divergence"] is True and manifest.settings["top_k"] == 4
+
+
 def test_cli_needs_a_model_for_a_new_bank(tmp_path: Path) -> None:
     write_tasks(tmp_path / "train.jsonl", {"colours": TRAIN["colours"]})
     result = seta("learn", "--bank", tmp_path / "bank", "--task", tmp_path / "train.jsonl")
@@ -65,6 +79,9 @@ def test_cli_needs_a_model_for_a_new_bank(tmp_path: Path) -> None:
     ("options", "parts"),
     [
         (["--density", "1.5"], ["density: "]),
+        (["--set", "anchor_strength=-1"], ["anchor_strength: "]),
+        (["--set", "nothing=1"], ["nothing: "]),
+        (["--set", "divergence"], ["--set divergence found; expected NAME=VALUE"]),
         (["--learning-rate", "0"], ["learning_rate: "]),
         (["--target", "w_proj"], ["targets: ", "'v_proj'"]),
         (["--block-size", "48"], ["block_size"]),
@@ -82,7 +99,12 @@ def test_cli_refuses_a_bad_setting_in_one_line(
 
 def test_cli_refuses_another_layout_than_the_banks(bank_dir: Path, tiny_model: str, tmp_path: Path) -> None:
     task = write_tasks(tmp_path / "train.jsonl", {"new": [e.model_copy(update={"task": "new"}) for e in TRAIN["sums"]]})
-    for option, value, part in (("--trunk-layers", 2, "trunk_layers 2"), ("--block-size", 64, "block_size 64")):
+    for option, value, part in (
+        ("--trunk-layers", 2, "trunk_layers 2"),
+        ("--block-size", 64, "block_size 64"),
+        ("--gate", "softmax", "gate softmax found, this bank was made with analytic"),
+        ("--preset", "paper", "gate softmax found"),
+    ):
         expect_one_line(seta("learn", "--bank", bank_dir, "--model", tiny_model, "--task", task, option, value), part)
     assert Bank.open(bank_dir).current() == 2
 
