@@ -173,6 +173,7 @@ def test_an_expert_that_learns_again_is_assembled_anew() -> None:
     x = inputs()
     before = layer(x)
     layer.thaw("one")
+    assert torch.equal(layer(x), before)
     with torch.no_grad():
         layer.deltas["one"].b.mul_(2)
     torch.testing.assert_close(layer(x) - before, x @ slow_dense(layer.deltas["one"]).T / 2, atol=1e-4, rtol=1e-4)
