@@ -9,13 +9,13 @@ answer goes out, whole or as a stream of events, with the generation in the head
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from . import limits
+from . import explain, limits
 from .admission import Visit
 from .auth import tenant_of
 from .bodies import client_closed, parse, read_json_object
@@ -27,6 +27,7 @@ from .tenants import cache_salt
 
 router = APIRouter()
 Answer = TypeVar("Answer")
+Handler = TypeVar("Handler")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ async def completions(request: Request, entry: Admitted) -> Response:
     return await _answer(request, entry, _complete)
 
 
+@router.post("/v1/route")
+async def route(request: Request, entry: Admitted) -> Response:
+    return await _answer(request, entry, _route)
+
+
 @router.post("/tokenize")
 async def tokenize(request: Request, entry: Admitted) -> Response:
     return await _answer(request, entry, _tokenize)
@@ -101,29 +107,54 @@ async def _run(call: Call, asked: Asked) -> Response:
         return await _stream(result, asked.target)
     if hasattr(result, "error"):  # vLLM's ErrorResponse
         raise from_vllm(result.error)
-    return JSONResponse(result.model_dump(), headers=asked.target.headers)
+    content = result if isinstance(result, dict) else result.model_dump()
+    return JSONResponse(content, headers=asked.target.headers)
 
 
 async def _chat(asked: Asked) -> Any:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    _check_messages(asked.body)
-    request = parse(ChatCompletionRequest, asked.body)
-    await _wait_turn(asked, request)
-    return await asked.serving.handlers.chat.create_chat_completion(request)
+    options, body = explain.take_options(asked.body)
+    _check_messages(body)
+    request = parse(ChatCompletionRequest, body)
+    await _wait_turn(asked, request, options)
+    return await _generate(asked, options, asked.serving.handlers.chat, lambda h: h.create_chat_completion(request))
 
 
 async def _complete(asked: Asked) -> Any:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-    request = parse(CompletionRequest, asked.body)
-    await _wait_turn(asked, request)
-    return await asked.serving.handlers.completion.create_completion(request)
+    options, body = explain.take_options(asked.body)
+    request = parse(CompletionRequest, body)
+    await _wait_turn(asked, request, options)
+    return await _generate(asked, options, asked.serving.handlers.completion, lambda h: h.create_completion(request))
 
 
-async def _wait_turn(asked: Asked, request: limits.Generating) -> None:
+async def _generate(
+    asked: Asked, options: explain.Options, handler: Handler, create: Callable[[Handler], Awaitable[Any]]
+) -> Any:
+    """The handler's answer, or the same with an explanation."""
+    if not options.explain:
+        return await create(handler)
+    generation = asked.target.generation
+    manifest = None if generation is None else asked.serving.generations.manifests[generation]
+    explanation = explain.Explanation(asked.serving.engine, manifest, options.explain == "tokens")
+    return await explanation.finish(await create(explanation.handler(handler)))
+
+
+async def _route(asked: Asked) -> Any:
+    """The gate's decision at a prompt's end: that of an answer of one token, which is thrown away."""
+    wanted = parse(explain.RouteRequest, asked.body)
+    one_token = replace(asked, body=wanted.as_request())
+    answer = await (_complete if wanted.messages is None else _chat)(one_token)
+    return explain.route_of(answer) if isinstance(answer, dict) else answer
+
+
+async def _wait_turn(asked: Asked, request: limits.Generating, options: explain.Options) -> None:
     """What every generating request goes through between its parsing and the engine. Raises: ApiError 400."""
     limits.check(request, asked.config)
+    if options.explain:
+        explain.check(request)
     request.cache_salt = cache_salt(asked.visit.tenant, request.cache_salt)
     await asked.visit.wait_turn(limits.sequences(request))
 

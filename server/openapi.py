@@ -17,10 +17,11 @@ from pydantic.json_schema import models_json_schema
 
 from .app import ROUTERS
 from .auth import OPEN_PATHS
+from .explain import RouteAnswer, RouteRequest
 
 _DESCRIPTION = (
     "OpenAI-compatible inference over an expert bank; no request names a task. Requests are vLLM's: unknown fields are "
-    "ignored. The header x-seta-generation of an answer names the generation that gave it."
+    'ignored, but for those inside the field seta: {"seta": {"explain": true}} adds which experts made an answer. The header x-seta-generation of an answer names the generation that gave it.'
 )
 _REF = "#/components/schemas/{model}"
 _ERROR = "Error"
@@ -95,6 +96,7 @@ def _exchanges() -> dict[str, Exchange]:
     from vllm.entrypoints.serve.tokenize import protocol as tokenize
 
     return {
+        "/v1/route": Exchange((RouteRequest,), RouteAnswer),
         "/v1/chat/completions": Exchange((chat.ChatCompletionRequest,), chat.ChatCompletionResponse, streams=True),
         "/v1/completions": Exchange((completion.CompletionRequest,), completion.CompletionResponse, streams=True),
         "/tokenize": Exchange(

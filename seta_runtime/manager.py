@@ -7,6 +7,7 @@ does with it, is ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from adapters.evidence import Gate
 from adapters.gate import load_gate
 from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
+from seta_runtime.decisions import Decisions, RunningRequest
 from seta_runtime.layer import OutputSlice, RoutedProjection
 from seta_runtime.preparation import Preparations
 from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
@@ -150,6 +152,7 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         bank = Bank.open(self.config.bank)
         check_base(bank.manifest(), self._found)
         self.preparations = Preparations(self._load)
+        self._knows_runner = False
 
     def _load_adapter(self, lora_request: LoRARequest) -> Any:
         """What was prepared under this id; else, for engines without a server in front, read it now."""
@@ -173,6 +176,47 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
     @property
     def stats(self) -> RoutingStats:
         return self._adapter_manager.stats
+
+    @property
+    def decisions(self) -> Decisions:
+        return self._adapter_manager.router.decisions
+
+    def watch(self, runner: Any, request_id: str) -> None:
+        """Keep the decisions on a request, named as the server named it; `runner` is the worker's model runner."""
+        if not self._knows_runner:
+            self.decisions.running = requests_of(runner)
+            self._knows_runner = True
+        self.decisions.watch(request_id)
+
+
+def requests_of(runner: Any) -> Callable[[], Iterator[RunningRequest]]:
+    """What tells the requests of the step that a model runner is computing."""
+    if hasattr(runner, "query_start_loc"):  # Model Runner V1, which keeps its batch
+
+        def of_v1() -> Iterator[RunningRequest]:
+            batch = runner.input_batch
+            return _running(batch.req_ids, runner.query_start_loc.np, batch.num_computed_tokens_cpu)
+
+        return of_v1
+    prepare = runner.prepare_inputs  # Model Runner V2, which makes a batch for each step
+    latest: list[Any] = []
+
+    def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+        latest[:] = [prepare(*args, **kwargs)]
+        return latest[0]
+
+    def of_v2() -> Iterator[RunningRequest]:
+        batch = latest[0]
+        return _running(batch.req_ids, batch.query_start_loc_np, batch.num_computed_tokens_np)
+
+    runner.prepare_inputs = prepare_inputs
+    return of_v2
+
+
+def _running(internal_ids: list[str], starts: Any, num_computed: Any) -> Iterator[RunningRequest]:
+    for index, internal_id in enumerate(internal_ids):
+        own_id = internal_id.rpartition("-")[0]  # vLLM appends a random suffix to the id a request was added with
+        yield RunningRequest(own_id, range(int(starts[index]), int(starts[index + 1])), int(num_computed[index]))
 
 
 def install() -> None:

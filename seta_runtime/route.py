@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seta_runtime.decisions import Decisions
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
 from seta_runtime.stats import RoutingStats
@@ -47,6 +48,7 @@ class Router(nn.Module):
         self.pool = pool
         self.shape = shape
         self.stats = stats
+        self.decisions = Decisions()
 
     def forward(self, hidden: Tensor) -> None:
         """hidden `[T, d]`: the residual stream that enters layer m."""
@@ -107,6 +109,8 @@ class Router(nn.Module):
         self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int
     ) -> None:
         """Group one generation's tokens by what they need; weights `[n, columns]`, a zero row means base."""
+        if self.decisions.is_watching:
+            self.decisions.note(generation, rows, weights)
         if generation.gate.is_mixture:
             self._add_mixture(generation, rows, weights)
             return

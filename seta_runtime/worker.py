@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from seta_runtime.decisions import Decision
+
 
 class SetaWorkerExtension:
     """Mixed into vLLM's worker class by `worker_extension_cls`."""
@@ -29,3 +31,15 @@ class SetaWorkerExtension:
     def seta_resident(self) -> list[int]:
         """Adapter ids of the generations in memory."""
         return sorted(self.model_runner.lora_manager.list_adapters())
+
+    def seta_watch(self, request_id: str) -> None:
+        """Keep the gate's decisions on a request that is about to be added (`seta_runtime.decisions`)."""
+        self.model_runner.lora_manager.watch(self.model_runner, request_id)
+
+    def seta_decisions(self, request_id: str, first: int, stop: int) -> list[Decision | None] | None:
+        """A watched request's decisions at positions `first...stop - 1`; it is not watched any more."""
+        return self.model_runner.lora_manager.decisions.take(request_id, first, stop)
+
+    def seta_forget(self, request_id: str) -> None:
+        """Nobody will ask for this request's decisions."""
+        self.model_runner.lora_manager.decisions.forget(request_id)
