@@ -32,13 +32,14 @@ def summarize(manifest: Manifest | None, decisions: Sequence[Decision | None]) -
     manifest None: the base model. Positions that were not decided on do not count.
     """
     weights = _mean([decision for decision in decisions if decision is not None])
-    told = {"generation": None, "base_weight": _rounded(1 - sum(weights.values())), "tasks": [], "experts": []}
+    base_weight = _rounded(1 - sum(weights.values()))
     if manifest is None:
-        return told
+        return {"generation": None, "base_weight": base_weight, "tasks": [], "experts": []}
     tasks, experts = _shares(manifest, weights)
     named = [{"name": manifest.tasks[task].name, "weight": _rounded(weight)} for task, weight in tasks.items()]
-    return told | {
+    return {
         "generation": manifest.generation,
+        "base_weight": base_weight,
         "tasks": _heaviest_first(named),
         "experts": _heaviest_first(_described(manifest, experts)),
     }

@@ -21,7 +21,8 @@ from .explain import RouteAnswer, RouteRequest
 
 _DESCRIPTION = (
     "OpenAI-compatible inference over an expert bank; no request names a task. Requests are vLLM's: unknown fields are "
-    'ignored, but for those inside the field seta: {"seta": {"explain": true}} adds which experts made an answer. The header x-seta-generation of an answer names the generation that gave it.'
+    "ignored. The header x-seta-generation of an answer names the generation that gave it. The field seta, with "
+    '{"explain": true}, adds to a chat or completion which tasks and experts made it.'
 )
 _REF = "#/components/schemas/{model}"
 _ERROR = "Error"

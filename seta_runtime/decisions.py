@@ -20,7 +20,7 @@ MAX_WATCHED = 1024
 """Requests watched at once; the oldest gives way. The server admits far fewer: this bounds what it might forget."""
 
 Decision = list[tuple[int, float]]
-"""(column, weight) of the gate's columns (tasks or experts) with a weight above zero, the heaviest first; none: base."""
+"""(column, weight) of the gate's columns with a weight above zero, the heaviest first; none means base."""
 
 _NOT_RUN, _NONE = -2, -1
 

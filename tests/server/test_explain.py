@@ -232,7 +232,7 @@ class TestWatching:
             ("e", "answer", 0.0, shouts),
         ]
 
-    @pytest.mark.parametrize("manifest", [None, SimpleNamespace(generation=0, tasks=[], experts=[], membership=[])])
+    @pytest.mark.parametrize("manifest", [None, SimpleNamespace(**(vars(MANIFEST) | {"tasks": []}))])
     def test_nobody_asks_the_worker_about_base(self, manifest: Any) -> None:
         engine = Engine()
         told = explained(engine, with_tokens=True, manifest=manifest)["seta"]
