@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -92,14 +93,17 @@ def test_a_mixed_batch_and_the_same_from_the_prefix_cache(
 
 def test_chunks_and_preemption(reference: Reference, requests: list[Request], expected: list[Generated]) -> None:
     """Few tokens a step, and a cache that does not hold the batch."""
-    options = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "num_gpu_blocks_override": 14}
+    options = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "max_model_len": 128, "num_gpu_blocks_override": 12}
+    preempted: list[str] = []
     with open_engine(reference.model_dir, reference.bank.root, **options) as engine:
         scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
-        preempt, preempted = scheduler._preempt_request, []
-        scheduler._preempt_request = lambda request, *rest: (
-            preempted.append(request.request_id),
-            preempt(request, *rest),
-        )
+        preempt = scheduler._preempt_request
+
+        def count(request: Any, *args: Any, **kwargs: Any) -> None:
+            preempted.append(request.request_id)
+            preempt(request, *args, **kwargs)
+
+        scheduler._preempt_request = count
         answers, taken = watched(engine, requests)
     assert preempted
     check(reference, requests, expected, answers, taken)
