@@ -128,7 +128,9 @@ def test_what_has_left_memory_has_no_series(run: Any) -> None:
         await house.operations.activate(5)
         house.operations.retire(4)
         await house.operations.settle()
-        return before, samples(house)
+        after = samples(house)
+        assert "4" not in house.service.requests.latencies, "or the counts of all that ever served would stay"
+        return before, after
 
     before, after = run(scenario)
     assert of_generation(before, 4) >= {"seta_requests_total", "seta_gate_entropy_nats_bucket", "seta_resident_bytes"}

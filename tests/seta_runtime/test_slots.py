@@ -164,9 +164,15 @@ def test_stats_count_routed_and_base_tokens(engine: Engine, prompts: list[list[i
     run = sum(len(p) + len(a.tokens) - 1 for p, a in zip(prompts, answers, strict=True))
     kinds = ("base_tokens", "routed_tokens")
     assert sum(after[kind] - before[kind] for kind in kinds) == run
-    for by in ("tokens_by_task", "tokens_by_expert"):
-        new = sum(after[by].values()) - sum(before[by].values())
-        assert new == after["routed_tokens"] - before["routed_tokens"] > 0
+    routed = after["routed_tokens"] - before["routed_tokens"]
+    assert sum(after["tokens_by_expert"].values()) - sum(before["tokens_by_expert"].values()) == routed > 0
+    adapter_id = engine.request(2).lora_int_id
+    assert led_by_tasks(after, adapter_id) - led_by_tasks(before, adapter_id) == routed
+
+
+def led_by_tasks(stats: dict[str, Any], adapter_id: int) -> int:
+    """Routed tokens of one generation; 0 if it is not in memory."""
+    return sum(sum(one["tokens_by_task"].values()) for one in stats["generations"] if one["adapter_id"] == adapter_id)
 
 
 def test_a_removed_generation_is_let_go(engine: Engine, prompts: list[list[int]]) -> None:
