@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,19 +15,11 @@ from loadtest.run import LoadTest
 from loadtest.settings import Settings
 from tests.server.process import NAME, REPO
 
-REQUESTS = 64
+REQUESTS = 48
 CLIENTS = 8
 TOKENS = 32
-ROUNDS = 3
+ROUNDS = 5
 MAX_APART = 0.05
-RUN_VLLM = """
-import sys
-from vllm.benchmarks import serve
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = FlexibleArgumentParser()
-serve.add_cli_args(parser)
-serve.main(parser.parse_args(sys.argv[1:]))
-"""
 
 
 def test_both_see_the_same(server: str, model_dir: Path, tmp_path: Path) -> None:
@@ -38,7 +31,7 @@ def test_both_see_the_same(server: str, model_dir: Path, tmp_path: Path) -> None
     ours, theirs = [], []
     for _ in range(ROUNDS):
         ours.append(measure_with_loadtest(server, rows))
-        theirs.append(measure_with_vllm(server, rows, model_dir, tmp_path))
+        theirs.append(measure_with_vllm(server, prompts, model_dir))
     for name in ours[0]:
         one, two = (statistics.median(run[name] for run in runs) for runs in (ours, theirs))
         print(f"{name:>18}: loadtest {one:8.2f}, vllm bench serve {two:8.2f}, ratio {one / two:.3f}")
@@ -72,20 +65,16 @@ def measure_with_loadtest(url: str, rows: Path) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def measure_with_vllm(url: str, rows: Path, model_dir: Path, folder: Path) -> dict[str, float]:
-    options = [
-        *("--backend", "openai", "--endpoint", "/v1/completions", "--base-url", url, "--model", NAME),
-        *("--tokenizer", str(model_dir), "--dataset-name", "custom", "--dataset-path", str(rows)),
-        *("--num-prompts", str(REQUESTS), "--custom-output-len", str(TOKENS), "--disable-shuffle"),
-        *("--skip-chat-template", "--max-concurrency", str(CLIENTS), "--temperature", "0", "--ignore-eos"),
-        *("--percentile-metrics", "ttft,itl,e2el", "--disable-tqdm"),
-        *("--save-result", "--result-dir", str(folder), "--result-filename", "vllm.json"),
-    ]
-    command = [sys.executable, "-c", RUN_VLLM, *options]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600, check=False)
+def measure_with_vllm(url: str, prompts: list[str], model_dir: Path) -> dict[str, float]:
+    job: dict[str, Any] = {"url": url, "model": NAME, "tokenizer": str(model_dir), "prompts": prompts}
+    job |= {"tokens": TOKENS, "clients": CLIENTS}
+    command = [sys.executable, "-m", "tests.chaos.vllm_bench"]
+    done = subprocess.run(
+        command, cwd=REPO, input=json.dumps(job), capture_output=True, text=True, timeout=600, check=False
+    )
     if done.returncode != 0:
         pytest.fail(f"vllm bench serve ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    result = json.loads((folder / "vllm.json").read_text())
+    result = json.loads(done.stdout.splitlines()[-1])
     assert (result["completed"], result["total_output_tokens"]) == (REQUESTS, REQUESTS * TOKENS)
     return {
         "ttft mean ms": result["mean_ttft_ms"],
