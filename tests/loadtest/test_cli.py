@@ -1,6 +1,7 @@
 """The command as a person and a CI job meet it."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from loadtest.cli import app
 from loadtest.keys import CLIENT_VARIABLES, read_key
+from loadtest.options import settings_from
 from loadtest.report.files import write_reports
 from loadtest.report.schema import read_report
 from loadtest.settings import Settings
@@ -21,6 +25,7 @@ from tests.loadtest.scripted import Script, log_of
 from tests.server.process import REPO
 
 KEY = "s3cret-k3y"
+DOCUMENTS = ("README.md", "docs/loadtest.md")
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +167,23 @@ def test_compare_prints_ratios_and_can_fail(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "| itl_p50_ms |" in done.stdout and "**worse**" in done.stdout
     assert run("compare", tmp_path / "a", tmp_path / "b" / "report.json", "--fail-if-worse").exit_code == 1
     assert run("compare", tmp_path / "b", tmp_path / "a", "--fail-if-worse").exit_code == 0
+
+
+def documented() -> list[list[str]]:
+    """The arguments of every `seta loadtest` in the documents."""
+    lines = [line.strip() for name in DOCUMENTS for line in (REPO / name).read_text().splitlines()]
+    return [shlex.split(line)[2:] for line in lines if line.startswith("seta loadtest ")]
+
+
+def test_every_documented_command_is_understood() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    commands = documented()
+    assert len(commands) >= 4
+    for arguments in commands:
+        context = group.make_context("seta loadtest", list(arguments))
+        if "compare" in arguments:
+            group.commands["compare"].make_context("compare", arguments[1:])
+        else:
+            own = {"out", "api_key_file", "admin_key_file"}
+            settings_from({name: value for name, value in context.params.items() if name not in own})

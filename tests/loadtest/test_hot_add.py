@@ -135,7 +135,11 @@ def test_ctrl_c_restores_what_served(url: str, rows: Path, tmp_path: Path, monke
 
 def test_it_speaks_as_the_admin_api_listens() -> None:
     """The same paths, methods and fields as in the server's own code."""
-    routes = {(method, route.path) for route in server_admin.router.routes for method in getattr(route, "methods", ())}
+    routes = {
+        (method, getattr(route, "path", ""))
+        for route in server_admin.router.routes
+        for method in getattr(route, "methods", ())
+    }
     assert PREFIX == server_admin.PREFIX
     assert {("GET", f"{PREFIX}/generations"), ("POST", f"{PREFIX}/activate"), ("POST", f"{PREFIX}/rollback")} <= routes
     assert ActivateOrder.model_validate({"generation": 4, "expected_generation": 3}).generation == 4
