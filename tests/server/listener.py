@@ -29,13 +29,13 @@ class Listener:
 
 @contextmanager
 def listening(app: ASGIApp, config: ServeConfig) -> Iterator[Listener]:
-    config = config.model_copy(update={"port": free_port()})
+    config = config.model_copy(update={"port": free_port(), "admin_port": 0})
     options = uvicorn.Config(
         app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **uvicorn_options(config)
     )
     listener = Listener(config.port, uvicorn.Server(options))
-    with bind(config) as sock:
-        thread = threading.Thread(target=lambda: listener.server.run(sockets=[sock]))
+    with bind(config) as sockets:
+        thread = threading.Thread(target=lambda: listener.server.run(sockets=[sockets.clients]))
         thread.start()
         try:
             yield listener

@@ -244,9 +244,9 @@ def test_an_upgrade_to_websocket_is_not_taken(listener: Listener) -> None:
 
 def test_a_client_whose_machine_is_gone_is_noticed(config: ServeConfig) -> None:
     """Linux gives the listener's settings to the connections it accepts."""
-    with bind(config.model_copy(update={"port": free_port()})) as sock:
-        client = socket.create_connection(sock.getsockname())
-        accepted, _ = sock.accept()
+    with bind(config.model_copy(update={"port": free_port(), "admin_port": 0})) as sockets:
+        client = socket.create_connection(sockets.clients.getsockname())
+        accepted, _ = sockets.clients.accept()
         with client, accepted:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             idle, interval, count = (
