@@ -202,7 +202,8 @@ def show_live(before: Manifest, after: Manifest, seconds: float) -> None:
     from adapters.activate import before_and_after
     from adapters.progress import stdout
 
-    table = Table("task", "before", "after", title=f"generation {before.generation} to {after.generation}, accuracy %")
+    columns = (f"before, generation {before.generation}", f"after, generation {after.generation}")
+    table = Table("task", *columns, title="accuracy, %")
     for name, *accuracies in before_and_after(before, after):
         table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in accuracies))
     stdout.print(table)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner, Result
 
+import adapters.cli
 from adapters.activate import before_and_after, check_server, go_live
 from adapters.admin_client import AdminClient, AdminError
-from adapters.bank import Bank
+from adapters.bank import Bank, Manifest
 from server.access import Access
 from server.app import build_admin_app
 from server.generations_cli import app
@@ -183,6 +185,32 @@ class TestLearnActivate:
         with pytest.raises(AdminError, match="generation 6 is published but not live: Generation 3 is in service"):
             go_live(client, bank.root, bank.manifest(6), before)
         assert (live.house.generations.current, bank.current()) == (3, 3)
+
+    def test_the_command(self, live: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All but the training, which here is done in no time."""
+        bank, data = live.house.bank, tmp_path / "new.jsonl"
+        data.write_text('{"task": "zeta", "prompt": "a", "answer": "b"}\n')
+
+        def learn_tasks(*_: object, make_current: bool) -> Manifest:
+            assert not make_current
+            self.learned(bank)
+            return bank.manifest(6)
+
+        monkeypatch.setattr("adapters.learn.learn_tasks", learn_tasks)
+        arguments = ["learn", "--bank", str(bank.root), "--model", "m", "--task", str(data), "--activate"]
+        done = CliRunner().invoke(adapters.cli.app, [*arguments, live.url], env={"SETA_ADMIN_KEY": live.key})
+        assert done.exit_code == 0, done.output
+        assert "before, generation 4" in done.stdout and "after, generation 6" in done.stdout
+        assert re.search(r"alpha +│ 90.00 +│ 90.00", done.stdout) and re.search(r"zeta +│ - +│ 86.00", done.stdout)
+        assert "generation 6 is live, activated in" in done.stdout
+        assert live.house.generations.current == 6
+
+    def test_a_server_that_is_not_there_is_said_before_the_training(self, live: SimpleNamespace) -> None:
+        bank = live.house.bank
+        arguments = ["learn", "--bank", str(bank.root), "--model", "m", "--task", "none.jsonl", "--activate"]
+        done = CliRunner().invoke(adapters.cli.app, [*arguments, "http://127.0.0.1:1"])
+        assert done.exit_code == 1
+        assert "http://127.0.0.1:1 does not answer as a server's admin API would" in done.stderr
 
     def test_before_and_after(self, live: SimpleNamespace) -> None:
         bank = live.house.bank
