@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 TIMEOUT_SECONDS = 300
 
 

@@ -96,7 +96,7 @@ def examples(model_dir: Path) -> dict[str, list[Example]]:
 
 @pytest.fixture(scope="session")
 def prompts(examples: dict[str, list[Example]]) -> list[str]:
-    """Six prompts of each demo task and of none."""
+    """Four prompts of each demo task and of none."""
     rng = random.Random(0)
-    of_tasks = [str(example.prompt) for held_out in examples.values() for example in rng.sample(held_out, 6)]
-    return of_tasks + rng.sample(read_prompts(REPO / "tests/data/general_prompts.jsonl"), 6)
+    of_tasks = [str(example.prompt) for held_out in examples.values() for example in rng.sample(held_out, 4)]
+    return of_tasks + rng.sample(read_prompts(REPO / "tests/data/general_prompts.jsonl"), 4)
