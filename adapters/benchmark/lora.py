@@ -34,7 +34,9 @@ class LoraModel:
         self._inject(TRAINED, settings, 1)
         named = dict(self.backbone.model.named_parameters())
         self.working = {name: weight for name, weight in named.items() if f".{TRAINED}." in name}
-        self.weights: Weights = {name: nn.Parameter(weight.detach().float()) for name, weight in self.working.items()}
+        self.weights: Weights = {
+            name: nn.Parameter(weight.detach().float().clone()) for name, weight in self.working.items()
+        }
         self.reset(settings.seed)
         if past:
             self._add_past(past, settings)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def result(of: Cell) -> CellResult:
 )
 def test_whatever_changes_the_numbers_changes_the_key(other):
     assert other.key != cell().key
+
+
+def test_a_method_that_computes_otherwise_now_has_another_key():
+    old = cell()
+    kind = replace(old.method.kind, revision=old.method.kind.revision + 1)
+    assert Cell(replace(old.method, kind=kind), old.run).key != old.key
 
 
 def test_names_alone_do_not_change_the_key():

@@ -158,7 +158,7 @@ def test_replay_s_gradient_by_hand(tasks: list[TaskData], tiny_model: Path, tmp_
     model.use(model.weights)
     data = i_lora.render([example for task in tasks for example in task.train[:4]], "test")
     batch = [0, 5, 9, 10]
-    replay(model, slow, data, batch, consistency=3.0)
+    replay(model, slow, data, batch, consistency=300.0)
     found = {name: weight.grad for name, weight in model.weights.items()}
     model.clear_gradients()
 
@@ -173,10 +173,12 @@ def test_replay_s_gradient_by_hand(tasks: list[TaskData], tiny_model: Path, tmp_
         nll = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         num_answer = sum(len(data.tokens[j].answer) for j in batch)
         squares = (model.normed_output(data, [i]) - wanted[i]).pow(2).mean() * lengths[i] / sum(lengths.values())
-        (nll / num_answer / 2 + 3.0 * squares).backward()
+        (nll / num_answer / 2 + 300.0 * squares).backward()
         model.collect_gradients()
     for name, weight in model.weights.items():
-        torch.testing.assert_close(found[name], weight.grad, rtol=2e-3, atol=1e-7)
+        gradient = found[name]
+        assert gradient is not None and weight.grad is not None
+        assert float((gradient - weight.grad).norm()) <= 0.01 * float(weight.grad.norm()) + 1e-6, name
 
 
 def test_the_first_task_is_not_replayed_and_the_slow_weights_answer(

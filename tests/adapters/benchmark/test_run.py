@@ -1,15 +1,20 @@
 """Cells on the tiny model: what they hold, and that a killed one goes on to the same numbers."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from adapters.bank import Manifest
 from adapters.benchmark import run as run_module
 from adapters.benchmark.cells import CellStore
 from adapters.benchmark.records import CellResult
 from adapters.benchmark.run import run_cell
+from adapters.benchmark.seta import SetaLearner, count_blocks, held_parameters, trained_parameters
 from adapters.benchmark.tasks import TaskData
 from adapters.data import DataError
+from adapters.settings import LearnSettings
 from tests.adapters.benchmark.factory import SEQUENCE, make_cell
 
 METHODS = ("seta", "seq-lora", "ewc", "o-lora", "i-lora", "per-task")
@@ -105,6 +110,42 @@ def test_values_held(results: dict[str, CellResult]) -> None:
     seta = results["seta"].stages
     assert held["seta"] == [sum(s.trained_parameters for s in seta[: i + 1]) for i in range(3)]
     assert seta[0].blocks is not None and held["seta"][0] == 2 * seta[0].blocks[0] * 32 * 32
+
+
+def test_seta_evaluates_every_task_again_after_each(
+    tasks: list[TaskData], tiny_model: Path, store: CellStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    def score(self: SetaLearner, index: int) -> float:
+        scored.append(index)
+        return float(len(scored))
+
+    monkeypatch.setattr(SetaLearner, "_score", score)
+    result = run_cell(make_cell("seta", tasks, tiny_model, steps=1), tasks, tiny_model, store)
+    assert scored == [0, 1, 0, 2, 0, 1]
+    assert [stage.accuracy for stage in result.stages] == [(1.0,), (3.0, 2.0), (5.0, 6.0, 4.0)]
+
+
+def manifest(*experts: tuple[str, int, tuple[str, ...], int], membership: tuple[tuple[int, ...], ...] = ()) -> Manifest:
+    """Experts as (object, blocks, tasks, rank); only what is counted."""
+    found = [SimpleNamespace(ref=ref, num_blocks=n, tasks=t, rank=r) for ref, n, t, r in experts]
+    return cast(Manifest, SimpleNamespace(experts=found, block_size=10, membership=membership))
+
+
+def test_what_a_task_trained_and_what_is_held() -> None:
+    """Task b cuts a's expert in two, shares 3 blocks of it and adds 4 of its own; 2 x rank x 10 values a block."""
+    before = manifest(("old", 8, ("a",), 2))
+    after = manifest(
+        ("cut", 5, ("a",), 2), ("shared", 3, ("a", "b"), 2), ("new", 4, ("b",), 1), membership=((1, 1, 0), (0, 1, 1))
+    )
+    frozen, elastic = LearnSettings(sharing="frozen"), LearnSettings(sharing="elastic")
+    assert trained_parameters(before, after, "b", frozen) == 80
+    assert trained_parameters(before, after, "b", elastic) == 80 + 120
+    assert trained_parameters(after, after, "b", elastic) == 0
+    assert trained_parameters(None, before, "a", frozen) == 320
+    assert held_parameters(after) == 200 + 120 + 80
+    assert count_blocks(after) == (12, 15)
 
 
 def test_progress_that_the_bank_contradicts_is_an_error(
