@@ -5,9 +5,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PY := .venv/bin/python
 MODEL := build/models/SmolLM2-135M-Instruct
 DEMO_TASKS := smart_home licences icd10 foods
+METHODS ?= seta,seq-lora,ewc,o-lora,i-lora,per-task,joint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-chaos check format accuracy bench demo-bank lock venv model clean python
+.PHONY: help demo test test-chaos check format accuracy bench benchmark demo-bank lock venv model clean python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -40,6 +41,10 @@ accuracy: model  ## evaluate demo/bank on the held-out demo examples; prints the
 bench: model  ## measure the routed layer's speed against plain vLLM and vLLM's LoRA (a quarter of an hour, on an idle machine)
 	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
 	$(PY) -m seta_runtime.bench --model $(MODEL)
+
+benchmark: model  ## compare continual-learning methods on the demo tasks (hours; goes on where it was stopped)
+	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
+	$(PY) -m adapters.benchmark --data build/demo/tasks --sequence demo --methods $(METHODS) --out build/benchmark
 
 lock: venv  ## resolve pyproject.toml afresh into requirements/cpu.lock
 	$(PY) -m deploy.lock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_origin
 
 from pydantic import BaseModel
@@ -15,18 +15,22 @@ from adapters.settings import LearnSettings
 
 @dataclass(frozen=True)
 class Kind:
-    """`revision` grows whenever a change of the method's code changes its results: older cells then no longer count."""
+    """`defaults`: what differs from the settings' own. `revision` grows whenever a change of the method's code changes
+    its results: older cells then no longer count."""
 
     name: str
     settings: type[BaseModel]
     learner: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
 
 
+SETA = "adapters.benchmark.seta:SetaLearner"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("seta", LearnSettings, "adapters.benchmark.seta:SetaLearner"),
+        Kind("seta", LearnSettings, SETA),
+        Kind("seta-paper", LearnSettings, SETA, {"preset": "paper"}),
         Kind("seq-lora", LoraSettings, "adapters.benchmark.lora_methods:SequentialLora"),
         Kind("ewc", EwcSettings, "adapters.benchmark.ewc:Ewc"),
         Kind("o-lora", OLoraSettings, "adapters.benchmark.o_lora:OLora"),
@@ -60,7 +64,7 @@ def parse_method(spec: str, steps: int, seed: int, overrides: Mapping[str, str])
     if unknown:
         raise DataError(f"{spec}: {name} has no setting {unknown[0]!r}; it has {', '.join(kind.settings.model_fields)}")
     wanted = {key: value for key, value in overrides.items() if key in kind.settings.model_fields} | own
-    values: dict[str, Any] = {"steps": steps, "seed": seed}
+    values: dict[str, Any] = {**kind.defaults, "steps": steps, "seed": seed}
     values |= {key: _value(kind.settings, key, value) for key, value in wanted.items()}
     return Method(spec, kind, kind.settings.model_validate(values))
 

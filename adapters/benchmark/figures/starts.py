@@ -18,16 +18,24 @@ from adapters.evaluate import exact_match, score_task
 STARTS = (0, 4, 8, 16, 24, 32, 48, 64)
 
 
-def forced(tokens: Sequence[Tokens], task: int, num_tasks: int, start: int | None) -> list[torch.Tensor]:
-    """Task weights `[T_i, tasks]`: base, then the task from position `start` on, at the latest from the prompt's last
-    token; None: from there."""
+def forced(tokens: Sequence[Tokens], columns: Sequence[int], num_columns: int, start: int | None) -> list[torch.Tensor]:
+    """The gate's weights `[T_i, columns]`: base, then the task's columns from position `start` on, at the latest from
+    the prompt's last token; None: from there."""
     weights = []
     for found in tokens:
         last = len(found.prompt) - 1
-        row = torch.zeros(len(found.ids) - 1, num_tasks)
-        row[last if start is None else min(start, last) :, task] = 1
+        row = torch.zeros(len(found.ids) - 1, num_columns)
+        row[last if start is None else min(start, last) :, list(columns)] = 1
         weights.append(row)
     return weights
+
+
+def columns_of(opened: OpenedBank, task: int) -> tuple[list[int], int]:
+    """The gate's columns that stand for a task, and how many there are."""
+    if not opened.model.is_routed_by_expert:
+        return [task], len(opened.manifest.tasks)
+    row = opened.manifest.membership[task]
+    return [column for column, bit in enumerate(row) if bit], len(row)
 
 
 def measure_starts(opened: OpenedBank, tests: Mapping[str, list[Example]], name: str) -> Figure:
@@ -42,8 +50,9 @@ def measure_starts(opened: OpenedBank, tests: Mapping[str, list[Example]], name:
     for task, examples in tests.items():
         data, index = opened.prepare(examples, task), known.index(task)
         found = [score_task(opened.model, opened.gate, data, index, task).accuracy]
+        columns, num_columns = columns_of(opened, index)
         for start in (0, *(prefix + n for n in STARTS), None):
-            data.weights = forced(data.tokens, index, len(known), start)
+            data.weights = forced(data.tokens, columns, num_columns, start)
             found.append(exact_match(opened.model, data, f"{task} from {start}"))
         values[task] = found
     rows = tuple((task, *(f"{value:.1f}" for value in found)) for task, found in values.items())

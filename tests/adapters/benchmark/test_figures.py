@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from adapters.benchmark.__main__ import app
 from adapters.benchmark.figures import curve
 from adapters.benchmark.figures.curve import curve_figure, measure_curve, reached
 from adapters.benchmark.figures.general import held_out_prompts
+from adapters.benchmark.figures.opened import OpenedBank
 from adapters.benchmark.figures.speed import speed_figure
 from adapters.benchmark.figures.speed_worker import lora_step, padded, peft_step, seta_step
-from adapters.benchmark.figures.starts import forced
+from adapters.benchmark.figures.starts import columns_of, forced
 from adapters.benchmark.figures.unknown import auroc, caught
 from adapters.benchmark.settings import LoraSettings
 from adapters.benchmark.tasks import TaskData
@@ -69,8 +72,15 @@ def test_experts_are_forced_on_from_a_position() -> None:
     """A prompt of 4 and an answer of 2: five states, the last prompt token is the fourth."""
     tokens = [Tokens([0] * 4, [1, 2], "")]
     for start, expected in ((0, [1, 1, 1, 1, 1]), (2, [0, 0, 1, 1, 1]), (9, [0, 0, 0, 1, 1]), (None, [0, 0, 0, 1, 1])):
-        (weights,) = forced(tokens, 1, 3, start)
+        (weights,) = forced(tokens, [1], 3, start)
         assert weights[:, 1].tolist() == expected and not weights[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize(("by_expert", "expected"), [(False, ([1], 2)), (True, ([0, 2], 3))])
+def test_a_task_is_its_column_or_its_experts(by_expert: bool, expected: tuple[list[int], int]) -> None:
+    manifest = SimpleNamespace(tasks=["a", "b"], membership=((1, 1, 0), (1, 0, 1)))
+    opened = SimpleNamespace(manifest=manifest, model=SimpleNamespace(is_routed_by_expert=by_expert))
+    assert columns_of(cast(OpenedBank, opened), 1) == expected
 
 
 def test_ratios_are_of_steps_of_the_same_round() -> None:

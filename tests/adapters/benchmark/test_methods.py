@@ -5,12 +5,19 @@ from pydantic import ValidationError
 
 from adapters.benchmark.methods import KINDS, parse_method, parse_methods
 from adapters.data import DataError
+from adapters.settings import LearnSettings
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_method_has_the_run_s_steps_and_seed(name):
     method = parse_method(name, 7, 3, {})
     assert (method.settings.steps, method.settings.seed, method.label) == (7, 3, name)
+
+
+def test_seta_paper_is_the_preset() -> None:
+    paper = parse_method("seta-paper:density=0.13", 7, 0, {}).settings
+    assert paper == LearnSettings(preset="paper", steps=7, density=0.13)
+    assert paper.gate == "softmax" and paper.sharing == "elastic"
 
 
 def test_a_variant_s_own_settings_come_last():
