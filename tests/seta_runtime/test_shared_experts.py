@@ -63,7 +63,7 @@ def test_tokens_equal_the_training_sides(tmp_path: Path) -> None:
 
     with open_engine(model, bank.root) as engine:
         answers = engine.generate(*map(list, zip(*requests, strict=True)), max_tokens=MAX_TOKENS)
-        stats = engine.runner.lora_manager.stats
+        stats = engine.runner.lora_manager.stats.as_dict()
     assert [answer.tokens for answer in answers] == [generated.tokens for generated in expected]
     for answer, generated in zip(answers, expected, strict=True):
         for token, logprob in answer.first_logprobs.items():
@@ -76,5 +76,6 @@ def test_tokens_equal_the_training_sides(tmp_path: Path) -> None:
         )
     answers_of = {g: [e.tokens for e, (_, of) in zip(expected, requests, strict=True) if of == g] for g in (None, 2, 3)}
     assert answers_of[None] != answers_of[ANALYTIC] != answers_of[SOFTMAX]
-    assert set(stats.tokens_by_expert) == {expert.id for expert in bank.manifest().experts}
-    assert set(stats.tokens_by_task) == set(TASKS)
+    assert set(stats["tokens_by_expert"]) == {expert.id for expert in bank.manifest().experts}
+    by_task = [counts["tokens_by_task"] for counts in stats["generations"] if counts["tokens_by_task"]]
+    assert len(by_task) == 2 and all(set(counts) == set(TASKS) and all(counts.values()) for counts in by_task)
