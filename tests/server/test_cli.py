@@ -84,7 +84,7 @@ class TestKeys:
     ],
 )
 def test_a_bad_option_is_one_sentence(demo_bank: Path, tmp_path: Path, options: list[str], says: str) -> None:
-    usual = ["--model", "./no/model", "--bank", str(demo_bank), "--port", str(free_port())]
+    usual = ["--model", "./no/model", "--bank", str(demo_bank), "--port", str(free_port()), "--admin-port", "0"]
     (tmp_path / "keys").write_text(line_for("alice", "a-key"))
     options = [str(tmp_path / "keys") if option == "KEYS" else option for option in options]
     assert one_sentence(run("serve", *usual, *options)).startswith(says)
