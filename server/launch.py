@@ -7,7 +7,7 @@ from seta_runtime import fork_server
 from . import environment
 from .access import Access
 from .config import ServeConfig
-from .console import Console
+from .terminal import Terminal
 from .listen import Sockets
 from .processes import end_engine_processes
 
@@ -15,22 +15,22 @@ from .processes import end_engine_processes
 def launch(config: ServeConfig, sockets: Sockets, access: Access) -> None:
     """Serve on listening sockets until told to end. Raises: ServeError with a sentence that says why not."""
     environment.prepare(config)
-    console = Console(is_quiet=config.log_level != "debug")
+    terminal = Terminal(is_quiet=config.log_level != "debug")
     try:
-        _log_to(console, config)
+        _log_to(terminal, config)
         if config.enforce_eager and fork_server.is_supported():
             environment.disable_compiler()
             fork_server.start()  # its imports and those below run side by side
         from .run import serve
 
-        serve(config, console, sockets, access)
+        serve(config, terminal, sockets, access)
     finally:
         end_engine_processes()
-        console.restore()
+        terminal.restore()
 
 
-def _log_to(console: Console, config: ServeConfig) -> None:
-    handler = logging.StreamHandler(console.err)
+def _log_to(terminal: Terminal, config: ServeConfig) -> None:
+    handler = logging.StreamHandler(terminal.err)
     handler.setFormatter(logging.Formatter("seta: %(levelname)s %(message)s"))
     for name in ("seta", "uvicorn"):
         log = logging.getLogger(name)

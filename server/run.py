@@ -25,7 +25,7 @@ from .admission import Admission, bounds
 from .app import build_admin_app, build_app
 from .config import ServeConfig, ServeError
 from .connections import uvicorn_options
-from .console import Console, hush_vllm
+from .terminal import Terminal, hush_vllm
 from .generations import Generations
 from .inventory import Inventory
 from .listen import Sockets
@@ -42,16 +42,16 @@ _DEAD_ENGINE_SECONDS = 5.0  # long enough for a load balancer to see /ready fail
 _ABANDON_SECONDS = 3.0
 
 
-def serve(config: ServeConfig, console: Console, sockets: Sockets, access: Access) -> None:
+def serve(config: ServeConfig, terminal: Terminal, sockets: Sockets, access: Access) -> None:
     """Serve on listening sockets until told to end. Raises: ServeError with a sentence that says why not."""
-    plan = _check(config, console)
+    plan = _check(config, terminal)
     service = Service(config, access)
     listeners = [(_http(build_app(service), config), sockets.clients)]
     if sockets.admin is not None:
         listeners.append((_http(build_admin_app(service), config), sockets.admin))
     loop_factory = listeners[0][0].config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(Process(service, plan, console, listeners).run())
+        runner.run(Process(service, plan, terminal, listeners).run())
 
 
 def _http(app: FastAPI, config: ServeConfig) -> "QuietServer":
@@ -80,11 +80,11 @@ class Process:
     """What happens between the first signal handler and the last line."""
 
     def __init__(
-        self, service: Service, plan: Plan, console: Console, listeners: list[tuple[QuietServer, socket.socket]]
+        self, service: Service, plan: Plan, terminal: Terminal, listeners: list[tuple[QuietServer, socket.socket]]
     ) -> None:
         self._service = service
         self._plan = plan
-        self._console = console
+        self._terminal = terminal
         self._listeners = listeners
         self._end = asyncio.Event()
         self._start = time.monotonic()
@@ -110,12 +110,12 @@ class Process:
             while not loading.done() and not ending.done():
                 await asyncio.wait({loading, ending}, timeout=_SAY_EVERY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if not loading.done() and not ending.done():
-                    self._console.say(f"  still loading ({self._seconds:.0f} s)")
+                    self._terminal.say(f"  still loading ({self._seconds:.0f} s)")
             if not ending.done():
                 loading.result()
                 await self._until_end(ending)
-            self._console.say("stopping")
-            self._console.hold()
+            self._terminal.say("stopping")
+            self._terminal.hold()
             logging.getLogger("uvicorn.error").setLevel("CRITICAL")  # those cut off are told so themselves
         finally:
             ending.cancel()
@@ -132,8 +132,8 @@ class Process:
         except ServeError:
             raise
         except Exception as error:  # vLLM raises all kinds; the reason is in its processes' output
-            raise ServeError(_no_start(self._console.cause() or str(error))) from error
-        self._console.say(f"  engine up after {self._seconds:.1f} s")
+            raise ServeError(_no_start(self._terminal.cause() or str(error))) from error
+        self._terminal.say(f"  engine up after {self._seconds:.1f} s")
         if config.log_level != "debug":
             hush_vllm()
         handlers = build_handlers(engine, config)
@@ -148,7 +148,7 @@ class Process:
         except Exception as error:
             engine.shutdown()
             raise ServeError(f"generation {plan.manifest.generation} does not load: {error}") from error
-        self._console.say(f"  generation {generations.current} loaded in {time.monotonic() - start:.2f} s")
+        self._terminal.say(f"  generation {generations.current} loaded in {time.monotonic() - start:.2f} s")
         counts = RoutingCounts(engine.collective_rpc)
         inventory = Inventory(plan.bank, generations, operations, counts)
         uploads = Uploads(plan.bank, config.max_upload_bytes, config.client_seconds)
@@ -161,11 +161,11 @@ class Process:
     async def _until_end(self, ending: "asyncio.Task[bool]") -> None:
         """Raises: ServeError if the engine dies."""
         self._say_ready()
-        self._console.release()
+        self._terminal.release()
         while not ending.done():
             await asyncio.wait({ending}, timeout=0.5)
             if not ending.done() and self._service.phase == "engine dead":
-                self._console.warn("the engine has stopped unexpectedly; ending")
+                self._terminal.warn("the engine has stopped unexpectedly; ending")
                 await asyncio.wait({ending}, timeout=_DEAD_ENGINE_SECONDS)
                 raise ServeError("the engine stopped; its last lines are above, or with --log-level debug")
 
@@ -197,25 +197,25 @@ class Process:
         config = self._service.config
         host = f"[{config.host}]" if ":" in config.host else config.host
         if self._service.access.clients is None:
-            self._console.say("no API key is configured: the server answers this machine only, whoever asks there")
+            self._terminal.say("no API key is configured: the server answers this machine only, whoever asks there")
         name, *others = serving.generations.names
-        self._console.say(
+        self._terminal.say(
             f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1: "
             f"{name} is generation {serving.generations.current}; also {', '.join(others)}"
         )
         if config.admin_address is not None:
-            self._console.say("administration at http://{}:{}{}".format(*config.admin_address, PREFIX))
+            self._terminal.say("administration at http://{}:{}{}".format(*config.admin_address, PREFIX))
 
     @property
     def _seconds(self) -> float:
         return time.monotonic() - self._start
 
 
-def _check(config: ServeConfig, console: Console) -> Plan:
-    console.say(f"reading bank {config.bank.name} and base model {config.model}")
+def _check(config: ServeConfig, terminal: Terminal) -> Plan:
+    terminal.say(f"reading bank {config.bank.name} and base model {config.model}")
     plan = preflight.check(config)
     manifest = plan.manifest
-    console.say(
+    terminal.say(
         f"generation {manifest.generation} with {len(manifest.tasks)} tasks fits the base model; starting the engine"
     )
     return plan

@@ -1,7 +1,7 @@
 """What the person at the terminal sees, and what happens to everything else that is printed.
 
 vLLM, torch and the processes they start write hundreds of lines to the two standard streams. While the engine loads, a
-`Console` puts a pipe in their place (file descriptors 1 and 2, which child processes inherit): our own lines go to the
+`Terminal` puts a pipe in their place (file descriptors 1 and 2, which child processes inherit): our own lines go to the
 terminal, theirs are held back. If loading fails, `cause()` finds the exception that started it, so the message can be
 one sentence; once the server is ready their lines (warnings and errors) go to stderr as they come.
 """
@@ -30,7 +30,7 @@ def hush_vllm() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-class Console:
+class Terminal:
     """Prints our lines; with `is_quiet`, captures everybody else's until `release`."""
 
     def __init__(self, is_quiet: bool) -> None:
@@ -80,7 +80,7 @@ class Console:
         os.dup2(write_end, 1)
         os.dup2(write_end, 2)
         os.close(write_end)
-        threading.Thread(target=self._pump, args=(read_end,), name="console", daemon=True).start()
+        threading.Thread(target=self._pump, args=(read_end,), name="terminal", daemon=True).start()
 
     def _pump(self, read_end: int) -> None:
         with os.fdopen(read_end, "r", errors="replace") as lines:

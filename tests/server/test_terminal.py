@@ -3,16 +3,16 @@ import sys
 
 import pytest
 
-from server.console import Console
+from server.terminal import Terminal
 
 WORKER = "(Worker pid=7) ERROR 11-21 [w.py:1]"
 CORE = "(EngineCore pid=5) ERROR 11-21 [core.py:2]"
 
 
-def console_with(*lines: str) -> Console:
-    console = Console(is_quiet=False)
-    console._held.extend(lines)
-    return console
+def terminal_with(*lines: str) -> Terminal:
+    terminal = Terminal(is_quiet=False)
+    terminal._held.extend(lines)
+    return terminal
 
 
 @pytest.mark.parametrize(
@@ -36,21 +36,21 @@ def console_with(*lines: str) -> Console:
     ],
 )
 def test_the_cause_is_the_first_exception(lines: list[str], cause: str | None) -> None:
-    assert console_with(*lines).cause() == cause
+    assert terminal_with(*lines).cause() == cause
 
 
 SCRIPT = """
 import os, subprocess, sys, time
-from server.console import Console
-console = Console(is_quiet=True)
-console.say("loading")
+from server.terminal import Terminal
+terminal = Terminal(is_quiet=True)
+terminal.say("loading")
 print("noise from a library", flush=True)
 subprocess.run([sys.executable, "-c", "print('noise from a child')"])
 time.sleep(0.3)
-console.release()
+terminal.release()
 subprocess.run([sys.executable, "-c", "print('a warning from a child')"])
 time.sleep(0.3)
-console.say("ready")
+terminal.say("ready")
 """
 
 
