@@ -7,9 +7,9 @@ from seta_runtime import fork_server
 from . import environment
 from .access import Access
 from .config import ServeConfig
-from .terminal import Terminal
 from .listen import Sockets
 from .processes import end_engine_processes
+from .terminal import Terminal
 
 
 def launch(config: ServeConfig, sockets: Sockets, access: Access) -> None:

@@ -25,7 +25,6 @@ from .admission import Admission, bounds
 from .app import build_admin_app, build_app
 from .config import ServeConfig, ServeError
 from .connections import uvicorn_options
-from .terminal import Terminal, hush_vllm
 from .generations import Generations
 from .inventory import Inventory
 from .listen import Sockets
@@ -35,6 +34,7 @@ from .preflight import Plan
 from .processes import end_engine_processes
 from .routing_counts import RoutingCounts
 from .service import Administration, Service, Serving
+from .terminal import Terminal, hush_vllm
 from .uploads import Uploads
 
 _SAY_EVERY_SECONDS = 10.0
