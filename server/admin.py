@@ -32,12 +32,13 @@ from .admin_models import (
 )
 from .bodies import parse, read_json_object
 from .errors import as_api_error
+from .openapi_parts import SECURITY_SCHEMES, add_headers
 from .service import Administration, service_of, serving_of
 from .uploads import MEDIA_TYPE
 
 PREFIX = "/admin/v1"
 _MAX_ORDER_BYTES = 64 << 10
-_ALWAYS = (401, 403, 500, 503)
+_ALWAYS = (401, 403, 405, 500, 503)
 _BODY = (400, 408, 413, 415)
 
 router = APIRouter(prefix=PREFIX)
@@ -61,11 +62,14 @@ def _takes_json(model: type[BaseModel]) -> dict[str, Any]:
 def openapi(app: FastAPI) -> dict[str, Any]:
     """The document, without the 422 that FastAPI adds for path parameters: ours are answered with 400."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    document["components"]["securitySchemes"] = SECURITY_SCHEMES
+    document["security"] = [{"key": []}]
     for operations in document["paths"].values():
         for operation in operations.values():
             found = operation["responses"].get("422", {}).get("content", {})
             if "HTTPValidationError" in str(found):
                 del operation["responses"]["422"]
+            add_headers(operation)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

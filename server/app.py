@@ -1,6 +1,7 @@
 """The two ASGI apps: our routes and nothing else, behind the guard; whatever fails is answered in OpenAI's shape."""
 
 import asyncio
+import http
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
@@ -9,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.bank import BankError
@@ -31,7 +33,8 @@ def build_app(service: Service) -> FastAPI:
     config, access = service.config, service.access
     open_paths = OPEN_PATHS | {"/metrics"} if config.open_metrics else OPEN_PATHS
     app.add_middleware(RequestMeter, requests=service.requests)
-    app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths)
+    origins = config.allow_origin
+    app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths, origins=origins)
     _allow_origins(app, config)
     return _equip(app, service)
 
@@ -72,8 +75,17 @@ def _allow_origins(app: FastAPI, config: ServeConfig) -> None:
         )
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        error.headers = {"Allow": ", ".join(_methods_of(request))}
     return as_api_error(error).response()
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Every method of the path: Starlette's own answer names those of one route, and a path may have several."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted(set().union(*found))
 
 
 class LastResort:

@@ -1,9 +1,11 @@
 """Who may ask what: a key for every route of a listener, but for the few on its written list.
 
 `Guard` is ASGI middleware around the whole app, so a route added tomorrow is closed until somebody opens it by name. It
-leaves the name of the key, the tenant, with the request. Where no key is configured the listener is on loopback
-(`access.refuse_exposure`); then anybody on this machine may ask, but no web page that had its own host name resolved to
-127.0.0.1 (DNS rebinding): the Host header must name this machine.
+leaves the name of the key, the tenant, with the request.
+
+Where no key is configured the listener is on loopback (`access.refuse_exposure`). Then anybody on this machine may ask,
+but no web page in a browser there: neither one that had its own host name resolved to 127.0.0.1 (DNS rebinding; the
+Host header gives it away), nor one that sends a request without caring for the answer (the Origin header does).
 """
 
 from collections.abc import Collection
@@ -27,6 +29,7 @@ class Guard:
         keys: the keys of this listener; None asks for none.
         others: the keys of the other listener, which get a 403 instead of a 401: right server, wrong door.
         open_paths: paths that need no key; compared as a whole with the path that the router will see.
+        origins: where web pages may ask from although no key is asked for; "*": from anywhere.
     """
 
     def __init__(
@@ -35,11 +38,13 @@ class Guard:
         keys: KeyRing | None,
         others: KeyRing | None = None,
         open_paths: Collection[str] = OPEN_PATHS,
+        origins: Collection[str] = (),
     ) -> None:
         self.app = app
         self._keys = keys
         self._others = others
         self._open_paths = frozenset(open_paths)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,6 +61,7 @@ class Guard:
         """The name of the request's key; None where no key is asked for. Raises: ApiError 401 or 403."""
         if self._keys is None:
             _check_host(headers.get("host", ""))
+            self._check_origin(headers.get("origin"), headers.get("host", ""))
             return None
         key = _bearer(headers.getlist("authorization"))
         tenant = self._keys.find(key)
@@ -64,6 +70,14 @@ class Guard:
         if self._others is not None and self._others.find(key) is not None:
             raise ApiError(403, "This key is for the server's other listener", code="wrong_listener")
         raise _unauthorized("The API key is not known to this server")
+
+    def _check_origin(self, origin: str | None, host: str) -> None:
+        """Browsers name the page's origin whenever it is not this server's own, and with a POST always."""
+        if origin is None or origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            return
+        if not self._origins & {origin, "*"}:
+            message = "This server has no keys and takes no requests from web pages, unless --allow-origin names theirs"
+            raise ApiError(403, message, code="origin_not_allowed")
 
 
 def tenant_of(request: Request) -> str | None:

@@ -167,7 +167,7 @@ class ServeConfig(BaseModel):
     @classmethod
     def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if origin != "*" and not re.fullmatch(r"https?://[^/\s*]+", origin):
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
                 raise ValueError(f"{origin!r} is not an origin, for example https://app.example.com, nor '*'")
         return origins
 

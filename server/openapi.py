@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 from .app import ROUTERS
 from .auth import OPEN_PATHS
 from .explain import RouteAnswer, RouteRequest
+from .openapi_parts import SECURITY_SCHEMES, add_headers, header
 
 _DESCRIPTION = (
     "OpenAI-compatible inference over an expert bank; no request names a task. Requests are vLLM's: unknown fields are "
@@ -29,7 +30,7 @@ _ERROR = "Error"
 _STATUSES = {
     400: "A field is missing, wrong, or over a limit.",
     401: "No API key, or one this server does not know.",
-    403: "A key for the other listener; without keys, a Host header that is not this machine.",
+    403: "A key for the other listener; without keys, a Host that is not this machine, or a web page's Origin.",
     404: "There is no such model.",
     405: "The route has other methods.",
     408: "The body did not arrive in time.",
@@ -82,12 +83,13 @@ def describe(routers: Iterable[APIRouter]) -> dict[str, Any]:
     components["schemas"] |= schemas | {_ERROR: _ERROR_SCHEMA}
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's 422, which no route answers
         components["schemas"].pop(unused, None)
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    components["securitySchemes"] = SECURITY_SCHEMES
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _describe_access(operation, path)
             if path in exchanges:
                 _describe_exchange(operation, exchanges[path], refs)
+            add_headers(operation)
     return document
 
 
@@ -137,7 +139,8 @@ def _describe_exchange(operation: dict[str, Any], exchange: Exchange, refs: Refs
     stream = {"text/event-stream": {"schema": {"type": "string"}}} if exchange.streams else {}
     body = {"schema": taken[0] if len(taken) == 1 else {"anyOf": taken}}
     operation["requestBody"] = {"required": True, "content": {"application/json": body}}
-    operation["responses"]["200"] = {"description": "The answer.", "content": given | stream}
+    generation = {"x-seta-generation": header("The generation that answered, or 'base'.", type="string")}
+    operation["responses"]["200"] = {"description": "The answer.", "headers": generation, "content": given | stream}
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -367,9 +367,10 @@ class TestOpenApi:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 answers = set(operation["responses"])
-                assert {"200", "401", "403", "500", "503"} <= answers, (path, method)
+                assert {"200", "401", "403", "405", "500", "503"} <= answers, (path, method)
                 if "parameters" in operation or "requestBody" in operation:
                     assert "400" in answers, (path, method)
+        assert document["security"] == [{"key": []}]
         text = json.dumps(document)
         assert "HTTPValidationError" not in text
         assert text.count('"$ref"') > 20

@@ -63,6 +63,16 @@ def test_an_unexpected_exception_is_a_500_without_its_text(app: FastAPI) -> None
     }
 
 
+def test_a_method_that_a_path_does_not_have_is_answered_with_all_that_it_has(app: FastAPI) -> None:
+    @app.post("/broken")
+    async def mended() -> None:
+        """The second route of this path."""
+
+    refused = call(app, "/broken", "PUT")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+    assert refused.json()["error"]["message"] == "The route takes GET, POST only"
+
+
 def test_before_the_model_is_loaded(app: FastAPI) -> None:
     assert call(app, "/health").json() == {"status": "loading"}
     assert (call(app, "/ready").status_code, call(app, "/ready").json()) == (503, {"status": "loading"})

@@ -166,6 +166,27 @@ class TestWithoutKeys:
         answer = call(app_with(Access(), tmp_path), headers={"host": host})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
 
+    @pytest.mark.parametrize(
+        "origin", ["https://evil.com", "http://localhost:3000", "http://127.0.0.1:8001", "null", ""]
+    )
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_no_web_page_may_ask(self, tmp_path: Path, origin: str, method: str) -> None:
+        """Also not one that cannot read the answer: a POST without a body needs no permission from a browser."""
+        headers = {"origin": origin, "host": "127.0.0.1:8000"}
+        answer = call(app_with(Access(), tmp_path), method=method, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:8000", "LOCALHOST", "[::1]:9"])
+    def test_but_for_this_servers_own(self, tmp_path: Path, host: str) -> None:
+        headers = {"origin": f"http://{host.lower()}", "host": host}
+        assert call(app_with(Access(), tmp_path), headers=headers).status_code == 503
+
+    @pytest.mark.parametrize("allowed", ["*", "http://localhost:3000", "app://desktop"])
+    def test_but_for_pages_of_an_allowed_origin(self, tmp_path: Path, allowed: str) -> None:
+        origin = "https://anywhere.com" if allowed == "*" else allowed
+        answer = call(app_with(Access(), tmp_path, allow_origin=(allowed,)), headers={"origin": origin})
+        assert answer.status_code == 503
+
 
 class TestOrigins:
     ORIGIN = "https://app.example.com"

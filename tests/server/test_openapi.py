@@ -56,6 +56,17 @@ def test_every_status_that_the_code_raises_is_described(document: dict[str, Any]
     assert raised <= {int(status) for status in described}
 
 
+def test_headers_that_always_come_are_described(document: dict[str, Any]) -> None:
+    answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    described = {status: set(answer["headers"]) for status, answer in answers.items() if "headers" in answer}
+    assert described == {
+        "200": {"x-seta-generation"},
+        "401": {"WWW-Authenticate"},
+        "405": {"Allow"},
+        "429": {"Retry-After"},
+    }
+
+
 def test_no_reference_leads_nowhere_and_every_schema_is_one(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     for ref in re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)):

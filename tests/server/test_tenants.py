@@ -1,6 +1,6 @@
 """The salt of the prefix cache: no two tenants share one, whatever salts their clients choose."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.tenants import cache_salt
@@ -9,6 +9,8 @@ NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
 SALTS = st.none() | st.text(min_size=1, max_size=10)
 
 
+@example("a", "bc", "ab", "c")
+@example("a", None, "b", "a")
 @given(NAMES, SALTS, NAMES, SALTS)
 def test_equal_salts_mean_the_same_tenant_and_the_same_choice(
     one: str, a: str | None, other: str, b: str | None
