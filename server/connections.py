@@ -10,25 +10,35 @@ It is built on h11, in Python, and not on the faster httptools, which bounds nei
 """
 
 import asyncio
+import json
+import logging
 import resource
 from typing import Any, ClassVar
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .config import ServeConfig
 
-_BUSY = b'{"error":{"message":"Too many connections","type":"server_error","param":null,"code":"too_many_connections"}}'
-_ANSWER = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(_BUSY), _BUSY)
-)
-
-
+_NOISE = {"Invalid HTTP request received.", "Unsupported upgrade request."}  # anybody could fill the log with these
 _OTHER_FILES = 256  # descriptors that the process needs for other things
+
+
+def _answer(status: str, message: str, code: str, headers: str = "") -> bytes:
+    """A whole response in our errors' shape, for when there is no request that an app could answer."""
+    error = {"message": message, "type": "invalid_request_error" if status < "5" else "server_error", "param": None}
+    body = json.dumps({"error": error | {"code": code}})
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n{headers}"
+    return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+_BUSY = _answer("503 Service Unavailable", "Too many connections", "too_many_connections", "retry-after: 5\r\n")
+_MALFORMED = _answer("400 Bad Request", "This is not valid HTTP", "invalid_http")
 
 
 def uvicorn_options(config: ServeConfig) -> dict[str, Any]:
     """What `uvicorn.Config` is told about connections; each listener has a bound of its own."""
+    logging.getLogger("uvicorn.error").addFilter(_is_no_noise)
     bounds = {
         "patience": config.client_seconds,
         "most": min(config.max_connections, max(1, _file_limit(config.max_connections) - _OTHER_FILES)),
@@ -38,6 +48,10 @@ def uvicorn_options(config: ServeConfig) -> dict[str, Any]:
         "ws": "none",
         "timeout_keep_alive": config.client_seconds,
     }
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return record.msg not in _NOISE
 
 
 def _file_limit(connections: int) -> int:
@@ -89,6 +103,13 @@ class Connection(H11Protocol):
         self._stuck_since = None
         super().resume_writing()
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's own would fail where an answer has begun already: then there is nothing left to say."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return self.transport.abort()
+        self.transport.write(_MALFORMED)
+        self.transport.close()
+
     def _look(self) -> None:
         """Look at oneself a few times per patience, whichever way uvicorn left the connection."""
         if self.transport.is_closing() and self._stuck_since is None:
@@ -104,5 +125,5 @@ class Connection(H11Protocol):
         idle = [other for other in idle if other is not self and not other.transport.is_closing()]
         if idle:
             return min(idle, key=lambda other: other._waiting_since).transport.abort()
-        self.transport.write(_ANSWER)
+        self.transport.write(_BUSY)
         self.transport.close()

@@ -236,6 +236,26 @@ def test_when_all_connections_are_busy_the_next_is_told_so(patient: Listener) ->
         assert client.recv(1 << 16).endswith(b'"long"')
 
 
+def test_what_is_no_http_is_a_400_in_our_shape_and_not_in_the_log(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    for garbage in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"G" * 20_000):
+        answer = ended(connect(listener, garbage))
+        assert answer.startswith(b"HTTP/1.1 400") and b'"code": "invalid_http"' in answer
+    assert not caplog.records
+
+
+def test_garbage_in_the_middle_of_an_exchange_ends_it(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer has begun, so there is no room for an error; and nothing may fail in the server for it."""
+    head = b"GET /stream HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    client = connect(listener, head)
+    assert client.recv(100).startswith(b"HTTP/1.1 200")
+    client.sendall(b"no chunk size\r\n")
+    ended(client)
+    until(lambda: not listener.connections)
+    assert not caplog.records
+
+
 def test_an_upgrade_to_websocket_is_not_taken(listener: Listener) -> None:
     head = b"GET /quick HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
     client = connect(listener, head + b"sec-websocket-key: eA==\r\nsec-websocket-version: 13\r\n\r\n")
