@@ -23,11 +23,11 @@ from adapters.bank import Bank, Manifest
 
 from .errors import ApiError
 from .generations import Generations, Resident
+from .holders import holder
 
 logger = logging.getLogger("seta.admin")
 
 _MAX_HISTORY = 256
-_MAX_SHOWN_REQUESTS = 20
 
 
 class Loads(Protocol):
@@ -208,27 +208,12 @@ class Operations:
         free = self.max_resident - len(residents) + sum(map(self._may_leave, residents))
         if free >= 1 and len(residents) <= self.max_resident:
             return
-        holders = [self._holder(resident) for resident in residents]
+        holders = [holder(resident, resident.number == self._generations.current) for resident in residents]
         held = "; ".join(f"generation {one['generation']} {one['reason']}" for one in holders)
         message = f"{self.max_resident} generations can be in memory, and none can leave: {held}"
         raise ApiError(
             429, message, code="too_many_generations", headers={"retry-after": "5"}, details={"holders": holders}
         )
-
-    def _holder(self, resident: Resident) -> dict[str, Any]:
-        """Why a generation cannot leave memory, and the requests that hold it (ids as in vLLM's answers)."""
-        if resident.number == self._generations.current:
-            reason = "is in service"
-        elif resident.is_pinned:
-            reason = "is pinned"
-        else:
-            reason = f"has {resident.in_flight} requests in flight"
-        return {
-            "generation": resident.number,
-            "reason": reason,
-            "in_flight": resident.in_flight,
-            "requests": sorted(resident.in_engine.values())[:_MAX_SHOWN_REQUESTS],
-        }
 
     def _may_leave(self, resident: Resident) -> bool:
         return resident.is_idle and not resident.is_pinned and resident.number != self._generations.current

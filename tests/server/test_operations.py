@@ -225,13 +225,27 @@ class TestBound:
         four, five = error.details["holders"]
         assert four == {
             "generation": 4,
-            "reason": "has 1 requests in flight",
+            "reason": "has 1 request in flight (chatcmpl-7)",
             "in_flight": 1,
             "requests": ["chatcmpl-7"],
         }
         assert (five["generation"], five["reason"]) == (5, "is in service")
-        assert "generation 4 has 1 requests in flight; generation 5 is in service" in error.message
+        assert "generation 4 has 1 request in flight (chatcmpl-7); generation 5 is in service" in error.message
         assert house.state == (5, 5, ["demo@4", "demo@5"], [4, 5])
+
+    def test_a_refusal_names_a_few_of_many_requests_and_prints_no_control_character(self, house: House) -> None:
+        async def story(operations: Operations) -> None:
+            for _ in range(5):
+                house.ask()
+            await operations.activate(5)
+            adapter = house.generations.residents[4].adapter
+            for id in ("chatcmpl-\x1b[2J\n" + "x" * 100, "d", "e", "f", "g"):
+                house.requests.enter_context(house.generations.in_engine(adapter, id))
+            await operations.activate(3)
+
+        message = refused(house, story).message
+        named = "chatcmpl-\\x1b[2J\\n" + "x" * 46
+        assert f"generation 4 has 5 requests in flight ({named}, d, e, 2 more); " in message
 
     def test_room_comes_with_the_end_of_the_request(self, house: House) -> None:
         async def story(operations: Operations) -> None:
@@ -258,7 +272,7 @@ class TestBound:
             await order
             await operations.settle()
             assert house.state == (5, 5, ["demo@3", "demo@5"], [3, 4, 5])
-            with pytest.raises(ApiError, match="generation 4 has 1 requests in flight"):
+            with pytest.raises(ApiError, match="generation 4 has 1 request in flight"):
                 await operations.activate(2)
             house.requests.close()
 
