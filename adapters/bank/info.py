@@ -1,8 +1,15 @@
 """The parts of a manifest: the base model, a task, an expert, the gate. Frozen, bounded, no unknown keys."""
 
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 MAX_OBJECT_BYTES = 4 << 30
 MAX_GENERATION = 999_999_999
@@ -72,13 +79,23 @@ class BaseModelInfo(Frozen):
 
 
 class TaskInfo(Frozen):
-    """One learned task. `generation` is the one that learned it."""
+    """One learned task. `generation` is the one that learned it.
+
+    `recipe_sha256`: of the examples and settings it was learned from, by which learning them again is recognised.
+    """
 
     name: TaskName
     generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
     num_train: Count
     num_test: Count
     metrics: Annotated[dict[Annotated[str, StringConstraints(max_length=64)], Finite], Field(max_length=64)] = {}
+    recipe_sha256: Sha256 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that manifests of version 1 keep their bytes."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name != "recipe_sha256" or value is not None}
 
 
 class ExpertInfo(Stored):

@@ -40,7 +40,7 @@ from .info import (
 )
 
 FORMAT_VERSION = 2
-"""Version 2 may carry `scores`; a manifest without them is written as version 1, which earlier software reads."""
+"""Version 2 may carry `scores` and `recipe_sha256`; without them it is version 1, which earlier software reads."""
 GENERATIONS_DIR = "generations"
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_MEMBERSHIP_CELLS = 1 << 20
@@ -113,6 +113,8 @@ class Manifest(Frozen):
     def _check_lineage(self) -> None:
         if self.scores is not None and self.format_version < 2:
             raise ValueError(f"scores need format_version 2, found {self.format_version}")
+        if any(task.recipe_sha256 for task in self.tasks) and self.format_version < 2:
+            raise ValueError(f"recipe_sha256 needs format_version 2, found {self.format_version}")
         if self.generation == 0:
             if self.parent is not None or self.tasks or self.experts:
                 raise ValueError("generation 0 has no parent, no tasks and no experts")

@@ -241,3 +241,19 @@ def test_an_expert_by_name(tmp_path: Path) -> None:
     assert manifest.expert("beta.unique") == manifest.experts[1]
     with pytest.raises(BankNotFound, match="it has: alpha.unique, beta.unique"):
         manifest.expert("gamma")
+
+
+def test_a_task_may_say_what_it_was_learned_from(tmp_path: Path) -> None:
+    """By version 2; where it does not, the manifest's bytes are version 1's."""
+    manifest = make_bank(tmp_path).manifest()
+    assert b"recipe_sha256" not in manifest.to_bytes()
+    fields = dict(manifest) | {
+        "tasks": (manifest.tasks[0].model_copy(update={"recipe_sha256": "e" * 64}), manifest.tasks[1])
+    }
+    with pytest.raises(ValidationError, match="recipe_sha256 needs format_version 2, found 1"):
+        Manifest(**fields)
+    told = Manifest(**fields | {"format_version": 2})
+    assert Manifest.from_bytes(told.to_bytes()) == told
+    assert told.to_bytes().count(b"recipe_sha256") == 1
+    with pytest.raises(ValidationError, match="recipe_sha256"):
+        TaskInfo(name="a", generation=1, num_train=1, num_test=1, recipe_sha256="E" * 64)
