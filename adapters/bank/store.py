@@ -22,11 +22,11 @@ from .errors import RESTORE, BankConflict, BankCorrupt, BankMismatch, BankNotFou
 from .experts import check_expert, check_finite, check_object
 from .files import Disk, atomic_write, read_error, read_file, safe_path, write_error
 from .info import ObjectRef
-from .lock import LOCK_NAME, writer_lock
+from .lock import LOCK_NAME, learner_lock, writer_lock
 from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
 from .objects import OBJECTS_DIR, encode_object, is_stored, read_object, write_object
 from .transfer import export_chunks, export_generation, import_archive, import_generation, missing_objects
-from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems
+from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems, remove_temporary_files
 
 CURRENT = "CURRENT"
 
@@ -220,6 +220,15 @@ class Bank:
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """The writer lock: one writer at a time, across processes; not re-entrant."""
         return writer_lock(self.root, self._lock_seconds)
+
+    def learning(self) -> contextlib.AbstractContextManager[None]:
+        """For the one process that learns into the bank; it takes the writer lock too, for each write."""
+        return learner_lock(self.root)
+
+    def tidy(self) -> None:
+        """Remove the temporary files of writers that were killed."""
+        with self.writing():
+            remove_temporary_files(self)
 
     def _check_is_next(self, manifest: Manifest, data: bytes) -> None:
         newest = max(self.generations(), default=-1)

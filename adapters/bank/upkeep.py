@@ -96,6 +96,15 @@ def _needed_objects(bank: "Bank", kept: Collection[int]) -> set[str]:
     return {ref.object for number in kept for ref in bank.manifest(number).refs}
 
 
+def remove_temporary_files(bank: "Bank") -> None:
+    """The caller holds the writer lock."""
+    try:
+        for path in _temporary_files(bank.root):
+            bank.disk.unlink(path)
+    except OSError as error:
+        raise write_error("the bank", error) from error
+
+
 def _temporary_files(root: Path) -> list[Path]:
     """Under the writer lock nobody is writing one, so each was left by a crash."""
     directories = (root, root / GENERATIONS_DIR, root / OBJECTS_DIR)
