@@ -19,7 +19,7 @@ demo: python  ## install, make the small model, serve the demo bank on 127.0.0.1
 test: model  ## run all tests
 	$(PY) -m pytest
 
-test-chaos: model  ## run the slow fault tests: generations under load, faults, kills, memory (about 30 minutes)
+test-chaos: model  ## run the slow fault tests: generations under load, faults, kills, memory (about 40 minutes)
 	$(PY) -m pytest tests/chaos -s
 
 check: venv  ## ruff, its formatter, mypy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from adapters.admin_client import KEY_VARIABLE, AdminClient, AdminError, read_key
-from adapters.settings import LearnSettings
+from adapters.settings import DEFAULT_RUN, LearnSettings, RunSettings
 
 if TYPE_CHECKING:
     from adapters.bank import Manifest
@@ -89,6 +89,16 @@ def learn(
     ] = DEFAULT.max_tokens,
     seed: int = DEFAULT.seed,
     dtype: Dtype = DEFAULT.dtype,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Run a step's batch in so many parts, to need less memory.")
+    ] = DEFAULT_RUN.accumulate,
+    cache_mib: Annotated[
+        int, typer.Option(min=0, help="Trunk outputs kept in memory; the rest is in a temporary file (TMPDIR).")
+    ] = DEFAULT_RUN.cache_mib,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0.0, help="How often it is written where the training is.")
+    ] = DEFAULT_RUN.checkpoint_seconds,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Drop what an interrupted call left.")] = False,
     activate: Annotated[
         str | None, typer.Option(metavar="URL", help="Admin API of a server on which the last one goes live.")
     ] = None,
@@ -97,10 +107,11 @@ def learn(
     ] = None,
 ) -> None:
     """Learn the tasks of a file, one after another; each becomes a generation of the bank."""
-    with clear_errors():
+    with clear_errors(kept="what was learned so far (the same command goes on with it)"):
         from adapters.activate import check_server, go_live
         from adapters.data import read_tasks
         from adapters.learn import learn_tasks
+        from adapters.parallel import joined
 
         given = {
             "steps": steps,
@@ -120,13 +131,22 @@ def learn(
             **pairs(setting or []),
         }
         settings = LearnSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        run = RunSettings(
+            accumulate=accumulate,
+            cache_mib=cache_mib,
+            checkpoint_seconds=checkpoint_seconds,
+            fresh=fresh,
+            make_current=activate is None,
+        )
         client = None if activate is None else AdminClient(activate, read_key(key_file))
         before = None if client is None else check_server(client, bank)
-        tasks, tests = read_tasks(*task), read_tasks(*test or ())
-        manifest = learn_tasks(bank, model_of(bank, model), tasks, tests, settings, make_current=client is None)
-        show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
-        if client is not None and before is not None:
-            show_live(before, manifest, go_live(client, bank, manifest, before))
+        with joined() as processes:
+            tasks, tests = read_tasks(*task), read_tasks(*test or ())
+            manifest = learn_tasks(bank, model_of(bank, model), tasks, tests, settings, run, processes)
+            if processes.is_main:
+                show_matrix([t.name for t in manifest.tasks], manifest.accuracy_matrix)
+            if processes.is_main and client is not None and before is not None:
+                show_live(before, manifest, go_live(client, bank, manifest, before))
 
 
 @app.command()
@@ -218,8 +238,10 @@ def clear_errors(kept: str = "every generation published so far") -> Iterator[No
     from adapters.backbone import UnsupportedModel
     from adapters.bank import BankError
     from adapters.base_model import BaseModelError
+    from adapters.checkpoint import CheckpointError
     from adapters.data import DataError
     from adapters.lora.config import LoraError
+    from adapters.parallel import ParallelError
     from adapters.trunk_cache import TrunkCacheError
 
     try:
@@ -229,7 +251,17 @@ def clear_errors(kept: str = "every generation published so far") -> Iterator[No
         where = "".join(f"{part}: " for part in first["loc"])
         print(f"seta: {where}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (AdminError, BankError, BaseModelError, DataError, LoraError, TrunkCacheError, UnsupportedModel) as error:
+    except (
+        AdminError,
+        BankError,
+        BaseModelError,
+        CheckpointError,
+        DataError,
+        LoraError,
+        ParallelError,
+        TrunkCacheError,
+        UnsupportedModel,
+    ) as error:
         print(f"seta: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from adapters.trunk import batches_by_length, trunk_outputs
 from adapters.trunk_cache import TrunkMemory
 
 SHOWN_PLACES = 5
+MAX_GATE_SAMPLES = 1 << 17
 
 
 class Derived(Sequence[Tensor]):
@@ -137,11 +138,17 @@ def places(where: Sequence[str]) -> str:
 
 
 def gate_samples(gate: Gate, prepared: Prepared) -> Tensor:
-    """Prefix means that describe the task to the gate: `[n, c]`, all positions past the first few content tokens."""
-    samples = []
+    """Prefix means that describe the task to the gate: `[n, c]`, all positions past the first few content tokens.
+
+    Of a large data set every k-th of them, so that there are at most `MAX_GATE_SAMPLES`.
+    """
+    every = -(-sum(len(tokens.ids) - 1 for tokens in prepared.tokens) // MAX_GATE_SAMPLES)
+    samples, seen = [], 0
     for trunk, pooled in zip(prepared.trunk, prepared.pooled, strict=True):
         _, log_weight = gate.evidence(trunk)
         content = (1 - log_weight / LOG_WEIGHT_FLOOR).cumsum(0)
         enough = content > MIN_CONTENT_TOKENS
-        samples.append(pooled[enough] if bool(enough.any()) else pooled[-1:])
+        found = pooled[enough] if bool(enough.any()) else pooled[-1:]
+        samples.append(found[-seen % every :: every].clone())
+        seen += len(found)
     return torch.cat(samples)

@@ -44,6 +44,10 @@ class Decisions(Protocol):
         """As it is now."""
         ...
 
+    def generators(self) -> list[torch.Generator]:
+        """What `penalties` draws random numbers from."""
+        ...
+
 
 class Fitted:
     """A gate that is ready: its decisions are `data.weights`."""
@@ -62,6 +66,9 @@ class Fitted:
 
     def gate(self) -> AnalyticGate:
         return self._gate
+
+    def generators(self) -> list[torch.Generator]:
+        return []
 
 
 class Learning:
@@ -93,6 +100,9 @@ class Learning:
 
     def gate(self) -> SoftmaxGate:
         return replace(self._gate, weight=self.weight.detach().clone(), bias=self.bias.detach().clone())
+
+    def generators(self) -> list[torch.Generator]:
+        return [self._generator]
 
     def _log_probabilities(self, features: Tensor) -> Tensor:
         return torch.log_softmax(features @ self.weight.T + self.bias, dim=-1)

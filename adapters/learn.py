@@ -2,146 +2,104 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from adapters.backbone import Backbone
-from adapters.bank import (
-    Bank,
-    BankConflict,
-    BankNotFound,
-    BaseModelInfo,
-    GateInfo,
-    Manifest,
-    check_base,
-    check_grid,
-)
-from adapters.base_model import fingerprint, resolve_model_dir
-from adapters.calibrate import GateSettings, calibrate, general_features, general_prompts, softmax_gate
+from adapters.bank import Manifest
+from adapters.checkpoint import remove_checkpoint
 from adapters.composition import anchor, compose
 from adapters.data import DataError, Example
 from adapters.evaluate import score_task
-from adapters.evidence import Gate
-from adapters.examples import Prepared, prepare
-from adapters.gate import load_gate
+from adapters.examples import Prepared, places, prepare
+from adapters.fit import Fitting
 from adapters.gate_learning import expand_gate
+from adapters.learner import Learner, open_learner
+from adapters.learning_log import LearningLog, drop_if_published, latest_of_call
+from adapters.parallel import ALONE, Processes
 from adapters.progress import console
 from adapters.publish import Learned, publish
-from adapters.routed import RoutedModel
-from adapters.score_history import ScoreHistory
-from adapters.settings import LearnSettings
-from adapters.trainer import choose_blocks, fit_experts, new_expert
-
-Tasks = Mapping[str, list[Example]]
-
-
-@dataclass
-class Learner:
-    """A bank, a backbone with the bank's experts in it, and the held-out data of the tasks seen so far."""
-
-    bank: Bank
-    model: RoutedModel
-    gate: Gate
-    history: ScoreHistory
-    manifest: Manifest
-    settings: LearnSettings
-    model_name: str
-    held_out: dict[str, Prepared] = field(default_factory=dict)
-    general: Tensor | None = None
-    make_current: bool = True
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.model.backbone
+from adapters.recipe import recipe_sha256
+from adapters.settings import DEFAULT_RUN, LearnSettings, RunSettings
+from adapters.task_data import TaskData, Tasks, check_all
+from adapters.trainer import Scored, choose_blocks, new_expert, score_blocks
 
 
 def learn_tasks(
-    bank_dir: Path, model: str, tasks: Tasks, tests: Tasks, settings: LearnSettings, make_current: bool = True
+    bank_dir: Path,
+    model: str,
+    tasks: Tasks,
+    tests: Tasks,
+    settings: LearnSettings,
+    run: RunSettings = DEFAULT_RUN,
+    processes: Processes = ALONE,
 ) -> Manifest:
     """Learn every task of `tasks` in order; returns the last published manifest.
 
-    `tests`: held-out examples by task; a task without any keeps a share of its own back. Without `make_current` the
-    bank's CURRENT stays. Raises DataError, BankError; a task that fails leaves the generations before it in place.
+    `tests`: held-out examples by task; a task without any keeps a share of its own back. A call that was interrupted is
+    gone on with by the same call: tasks that it published are recognised, the one it was at goes on where it was.
+    Raises DataError, BankError, CheckpointError; a task that fails leaves the generations before it in place.
     """
-    learner = open_learner(bank_dir, model, settings)
-    learner.make_current = make_current
-    known = {task.name for task in learner.manifest.tasks}
-    for name in tasks:
-        if name in known:
-            raise DataError(
-                f"task {name!r} is already in generation {learner.manifest.generation}; give the new task another name"
-            )
-    for name in (n for n in tests if n in known):
-        learner.held_out[name] = _prepare(learner, tests[name], f"{name} (held out)")
-    for name, examples in tasks.items():
-        learn(learner, name, examples, tests.get(name))
+    learner = open_learner(bank_dir, model, settings, run, processes)
+    with learner.bank.learning() if processes.is_main else nullcontext():
+        if processes.is_main:
+            learner.bank.tidy()
+        processes.wait()
+        data = {name: TaskData.split(examples, tests.get(name), learner.settings) for name, examples in tasks.items()}
+        check_all(learner.backbone, data, learner.settings.max_tokens)
+        recipes = {name: recipe_sha256(task.train, learner.settings) for name, task in data.items()}
+        latest = latest_of_call(learner.bank, learner.bank.manifest(), recipes)
+        processes.wait()
+        if run.make_current and processes.is_main and latest.generation != learner.bank.current():
+            learner.bank.set_current(latest.generation)
+        if latest != learner.manifest:
+            learner = open_learner(bank_dir, model, settings, run, processes, latest)
+        known = _known(learner.manifest, recipes)
+        if processes.is_main:
+            _drop_checkpoint(learner, {recipes[name] for name in known})
+        processes.wait()
+        for name in (task.name for task in learner.manifest.tasks):
+            if name in tests or name in data:
+                held_out = tests[name] if name in tests else data[name].test
+                learner.held_out[name] = _prepare(learner, held_out, f"{name} (held out)")
+        for name in (n for n in data if n not in known):
+            learn(learner, name, data[name].train, data[name].test)
     return learner.manifest
 
 
-def open_learner(bank_dir: Path, model: str, settings: LearnSettings) -> Learner:
-    """Load the base model and the bank's current generation; a new bank gets its generation 0 first."""
-    torch.manual_seed(settings.seed)
-    model_dir = resolve_model_dir(model)
-    base = fingerprint(model_dir)
-    bank = _existing(bank_dir)
-    if bank is None or not bank.generations():
-        bank, backbone, manifest = _new_bank(bank_dir, model_dir, base, settings)
+def _drop_checkpoint(learner: Learner, published: Collection[str]) -> None:
+    """If it is not wanted, or its task is published: then its call was killed in between."""
+    if learner.run.fresh:
+        remove_checkpoint(learner.bank)
     else:
-        manifest = bank.manifest()
-        check_base(manifest, base)
-        backbone = None
-    gate = load_gate(manifest, bank.load_gate(manifest))
-    settings = _with_layout(settings, manifest, gate)
-    backbone = backbone or Backbone.load(model_dir, settings.dtype)
-    history = ScoreHistory.of(manifest, bank.load_scores(manifest))
-    return Learner(bank, RoutedModel.of(backbone, bank, manifest), gate, history, manifest, settings, model)
+        drop_if_published(learner.bank, published)
 
 
-def _new_bank(
-    bank_dir: Path, model_dir: Path, base: BaseModelInfo, settings: LearnSettings
-) -> tuple[Bank, Backbone, Manifest]:
-    """Publish generation 0: no task, and a gate that knows "base". What can be refused is, before anything is made."""
-    trunk_layers = settings.trunk_of(base.num_layers)
-    try:
-        check_grid(base, trunk_layers, settings.block_size, settings.targets)
-    except ValueError as error:
-        raise DataError(f"{error}; choose others for a new bank on {base.architecture}") from None
-    backbone = Backbone.load(model_dir, settings.dtype)
-    console.print("new bank: fitting the gate's fixed parts on general text")
-    kv_width, gate_settings = base.num_kv_heads * base.head_size, GateSettings(keep=settings.keep)
-    fixed = calibrate(backbone, trunk_layers, kv_width, gate_settings, general_prompts())
-    gate: Gate = fixed if settings.gate == "analytic" else softmax_gate(fixed)
-    bank = _existing(bank_dir) or Bank.create(bank_dir)
-    manifest = Manifest(
-        generation=0,
-        parent=None,
-        created=datetime.now(UTC),
-        base=base,
-        trunk_layers=trunk_layers,
-        block_size=settings.block_size,
-        targets=settings.targets,
-        gate=GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
-    )
-    bank.publish(manifest)
-    return bank, backbone, manifest
+def _known(manifest: Manifest, recipes: Mapping[str, str]) -> set[str]:
+    """The tasks that this very call learned before it was interrupted, or repeated. Raises DataError for others."""
+    known = {task.name: task for task in manifest.tasks if task.name in recipes}
+    for name, task in known.items():
+        if task.recipe_sha256 != recipes[name]:
+            raise DataError(
+                f"task {name!r} is already in generation {manifest.generation}, learned from other examples or with "
+                "other settings; give the new task another name"
+            )
+        console.print(f"task {name!r} is learned already, in generation {task.generation}", highlight=False)
+    return set(known)
 
 
 def learn(learner: Learner, name: str, examples: list[Example], test: list[Example] | None) -> None:
     """Learn one task: score blocks → share or split → expand the gate → fit → evaluate → publish."""
     settings, model, index = learner.settings, learner.model, len(learner.manifest.tasks)
     names = [*(task.name for task in learner.manifest.tasks), name]
-    train, test = _split(examples, test, settings)
-    console.rule(f"task {name!r}: {len(train)} examples, {len(test)} held out")
-    data = _prepare(learner, train, name)
-    learner.held_out[name] = _prepare(learner, test, f"{name} (held out)")
+    task = TaskData.split(examples, test, settings)
+    console.rule(f"task {name!r}: {len(task.train)} examples, {len(task.test)} held out")
+    log = _log(learner, name, recipe_sha256(task.train, settings))
+    data = _prepare(learner, task.train, name)
+    learner.held_out[name] = _prepare(learner, task.test, f"{name} (held out)")
 
-    choice = choose_blocks(model, data, settings, learner.history)
+    scored = log.scores() or log.keep_scores(_score_blocks(learner, data))
+    choice = choose_blocks(model, scored, settings, learner.history)
     known = list(model.experts)
     composition = compose(model, choice.blocks, names, settings)
     unique_id, shared = f"{name}.unique", list(composition.parent_of)
@@ -151,9 +109,11 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     for expert_id in learning:
         model.thaw(expert_id)
     anchors = anchor(model, learning, settings)
-    decisions = expand_gate(learner.gate, model, data, composition, known, _general(learner), settings)
+    decisions = expand_gate(learner.gate, model, data, composition, known, learner.general_features(), settings)
     plastic = [*learning, *([unique_id] if composition.own else [])]
-    loss = fit_experts(model, plastic, data, settings, anchors, decisions)
+    fitting = Fitting(model, plastic, data, settings, anchors, decisions, learner.run.accumulate, learner.processes)
+    log.restore(fitting)
+    loss = fitting.run(log.keep)
     gate = decisions.gate()
     for expert_id in plastic:
         model.round_as_stored(expert_id)
@@ -163,12 +123,8 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     scores = {task: score_task(model, gate, held, names.index(task), task) for task, held in learner.held_out.items()}
     numbers = {"final_loss": round(loss, 4), "warm_up_steps": choice.warm_up_steps}
     changed = {*plastic, *shared, *composition.parent_of.values()}
-    learned = Learned(name, len(data), changed, scores, numbers)
-    stored_settings = {**settings.model_dump(mode="json"), "model": learner.model_name}
-    state = (model, gate, learner.history)
-    learner.manifest = publish(
-        learner.bank, learner.manifest, *state, learned, stored_settings, make_current=learner.make_current
-    )
+    learned = Learned(name, len(data), changed, scores, numbers, recipe_sha256=log.recipe, created=log.started)
+    learner.manifest = _publish(learner, learned, log)
     console.print(
         f"generation {learner.manifest.generation}: {name} {scores[name].accuracy:.1f} % right, "
         f"{scores[name].routing:.1f} % routed to it",
@@ -176,62 +132,48 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     )
 
 
+def _log(learner: Learner, name: str, recipe: str) -> LearningLog:
+    log = LearningLog.start(
+        learner.bank,
+        learner.manifest,
+        name,
+        recipe,
+        learner.settings,
+        learner.run.checkpoint_seconds,
+        learner.processes.is_main,
+    )
+    learner.processes.wait()  # all have read it before the first one writes
+    log.begin()
+    return log
+
+
+def _score_blocks(learner: Learner, data: Prepared) -> Scored:
+    return score_blocks(learner.model, data, learner.settings, learner.run.accumulate, learner.processes)
+
+
+def _publish(learner: Learner, learned: Learned, log: LearningLog) -> Manifest:
+    """By the first process; the others read what it wrote, once its checkpoint is gone too."""
+    bank, old, run = learner.bank, learner.manifest, learner.run
+    stored_settings = {**learner.settings.model_dump(mode="json"), "model": learner.model_name}
+    if learner.processes.is_main:
+        state = (learner.model, learner.gate, learner.history)
+        publish(bank, old, *state, learned, stored_settings, make_current=run.make_current)
+        log.close()
+    learner.processes.wait()
+    return bank.manifest(bank.generations()[-1])
+
+
 def _prepare(learner: Learner, examples: list[Example], what: str) -> Prepared:
     settings = learner.settings
     assert settings.trunk_layers is not None
-    data, num_long = prepare(learner.backbone, examples, settings.trunk_layers, learner.gate, settings.max_tokens, what)
+    data, num_long = prepare(
+        learner.backbone, examples, settings.trunk_layers, learner.gate, settings.max_tokens, what, learner.memory
+    )
     if num_long:
+        limit = min(settings.max_tokens, learner.backbone.context_tokens)
         console.print(
-            f"{what}: {num_long} of {len(examples)} examples are longer than {settings.max_tokens} tokens "
-            "and were left out"
+            f"{what}: {num_long} of {len(examples)} examples are longer than {limit} tokens "
+            f"and were left out: {places(data.too_long)}",
+            highlight=False,
         )
     return data
-
-
-def _split(
-    examples: list[Example], test: list[Example] | None, settings: LearnSettings
-) -> tuple[list[Example], list[Example]]:
-    if test:
-        return examples, test
-    count = max(1, round(settings.held_out * len(examples)))
-    if len(examples) <= count:
-        raise DataError(
-            f"task {examples[0].task!r}: {len(examples)} example(s) found, at least 2 expected: "
-            "one to train on and one to hold out"
-        )
-    shuffled = random.Random(settings.seed).sample(examples, len(examples))
-    return shuffled[count:], shuffled[:count]
-
-
-def _general(learner: Learner) -> Tensor | None:
-    """General text's features, for a gate that learns what base is; made when first needed."""
-    if learner.gate.kind == "softmax" and learner.general is None:
-        trunk_layers = learner.manifest.trunk_layers
-        learner.general = general_features(learner.backbone, trunk_layers, learner.gate, general_prompts())
-    return learner.general
-
-
-def _with_layout(settings: LearnSettings, manifest: Manifest, gate: Gate) -> LearnSettings:
-    """What the bank's first generation fixed is taken from it; it may be repeated, not changed. Raises DataError."""
-    fixed = {
-        "trunk_layers": manifest.trunk_layers,
-        "block_size": manifest.block_size,
-        "targets": manifest.targets,
-        "gate": gate.kind,
-        "top_k": gate.top_k,
-    }
-    for name, value in fixed.items():
-        wanted = getattr(settings, name)
-        if name in settings.model_fields_set and wanted is not None and wanted != value:
-            raise DataError(f"{name} {wanted} found, this bank was made with {value}; use that, or start a new bank")
-    return settings.model_copy(update=fixed)
-
-
-def _existing(bank_dir: Path) -> Bank | None:
-    """The bank in a directory, None where one can be made. Raises BankConflict for a directory of something else."""
-    try:
-        return Bank.open(bank_dir)
-    except BankNotFound:
-        if bank_dir.exists() and any(bank_dir.iterdir()):
-            raise BankConflict(f"{bank_dir.name!r} is neither a bank nor empty; give another --bank") from None
-        return None

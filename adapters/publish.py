@@ -7,12 +7,13 @@ of it; the part that it shares has an id of its own (`adapters.split_on_share.sh
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, ScoresInfo, TaskInfo
 from adapters.evaluate import TaskScore
 from adapters.evidence import Gate
+from adapters.recipe import creation_time
 from adapters.routed import RoutedModel
 from adapters.score_history import ScoreHistory
 
@@ -30,6 +31,8 @@ class Learned:
     scores: Mapping[str, TaskScore]
     numbers: Mapping[str, float]
     num_test: int = 0
+    recipe_sha256: str | None = None
+    created: datetime = field(default_factory=creation_time)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -57,15 +60,16 @@ def publish(
         num_train=learned.num_train,
         num_test=learned.num_test if score is None else score.num_test,
         metrics=learned.metrics,
+        recipe_sha256=learned.recipe_sha256,
     )
     tasks = (*old.tasks, task)
     scores = ScoresInfo(**bank.put_object(history.tensors())._asdict()) if history.count else None
     manifest = old.model_copy(
         update={
-            "format_version": 1 if scores is None else 2,
+            "format_version": old.format_version if scores is None else 2,
             "generation": generation,
             "parent": old.generation,
-            "created": datetime.now(UTC).replace(microsecond=0),
+            "created": learned.created,
             "tasks": tasks,
             "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
             "membership": membership(model, len(tasks)),

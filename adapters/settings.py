@@ -98,3 +98,23 @@ class LearnSettings(BaseModel):
 
     def trunk_of(self, num_layers: int) -> int:
         return self.trunk_layers if self.trunk_layers is not None else max(1, num_layers // 5)
+
+
+class RunSettings(BaseModel):
+    """How learning is run on this machine; none of it changes what is learned, but for rounding.
+
+    `accumulate`: a step's batch is run in so many parts, one after another, for models that are large for the memory.
+    `cache_mib`: how much of the trunk's outputs is kept in memory, the rest is on disk. `checkpoint_seconds`: how often
+    it is written where the training is. `fresh`: what an interrupted call left is dropped. `make_current`: whether each
+    new generation becomes the bank's CURRENT.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    accumulate: int = Field(default=1, ge=1)
+    cache_mib: int = Field(default=2048, ge=0)
+    checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    fresh: bool = False
+    make_current: bool = True
+
+
+DEFAULT_RUN = RunSettings()

@@ -245,11 +245,16 @@ class Bank:
                 f"{manifest.parent} for another; a bank belongs to one base model, create a new bank"
             )
 
+    def can_be_made(self) -> bool:
+        """Whether there is nothing, or only what a `create` left that was killed."""
+        if not self.root.exists():
+            return True
+        strangers = set(os.listdir(self.root)) - {"objects", GENERATIONS_DIR, LOCK_NAME}
+        return not strangers and not any(f.is_file() for name in _DIRECTORIES for f in (self.root / name).glob("*"))
+
     def _make_directories(self) -> None:
-        if self.root.exists():
-            strangers = set(os.listdir(self.root)) - {"objects", GENERATIONS_DIR, LOCK_NAME}
-            if strangers or any(file.is_file() for name in _DIRECTORIES for file in (self.root / name).glob("*")):
-                raise BankConflict(f"{self.root.name!r} is not empty; open it, or create the bank in a new directory")
+        if not self.can_be_made():
+            raise BankConflict(f"{self.root.name!r} is not empty; open it, or create the bank in a new directory")
         for path in (self.root, *(self.root / name for name in _DIRECTORIES)):
             self.disk.mkdir(path)
             self.disk.fsync_dir(path.parent)

@@ -7,11 +7,12 @@ import random
 import torch
 from torch import Tensor, nn
 
+from adapters.batches import Batches
 from adapters.benchmark.lora import LoraModel
 from adapters.benchmark.settings import LoraSettings
 from adapters.examples import Prepared
+from adapters.fit import CLIP_NORM, schedule
 from adapters.progress import Steps
-from adapters.trainer import CLIP_NORM, batch_source, schedule
 
 
 class Hooks:
@@ -38,7 +39,7 @@ def train(model: LoraModel, data: Prepared, settings: LoraSettings, steps: int, 
     """AdamW, schedule, clipping and batches as for the experts; returns the mean NLL of the last tenth of the steps."""
     hooks = hooks or Hooks(model)
     rng = random.Random(settings.seed)
-    draw = batch_source(len(data), settings.batch_size, rng)
+    draw = Batches(len(data), settings.batch_size, rng).draw
     parameters = list(model.weights.values())
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     losses: list[float] = []

@@ -16,7 +16,8 @@ from adapters.calibrate import template_lengths
 from adapters.data import DataError, Example
 from adapters.evaluate import score_task
 from adapters.examples import Prepared, prepare, render_all
-from adapters.learn import learn, open_learner
+from adapters.learn import learn
+from adapters.learner import open_learner
 from adapters.settings import LearnSettings
 
 

@@ -21,7 +21,7 @@ from adapters.evaluate import TaskScore, score_task
 from adapters.examples import gate_samples, places, prepare_tokens
 from adapters.gate import AnalyticGate
 from adapters.generate import Always, generate
-from adapters.learn import Learner, open_learner
+from adapters.learner import Learner, open_learner
 from adapters.lora.config import LoraError
 from adapters.lora.convert import block_values, to_expert
 from adapters.lora.files import Adapter, read_adapter

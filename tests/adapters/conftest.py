@@ -16,7 +16,7 @@ from tests.tiny import make_tiny_model
 def _few_general_prompts() -> Iterator[None]:
     prompts = general_prompts()[:40]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adapters.learn.general_prompts", lambda: prompts)
+        patch.setattr("adapters.learner.general_prompts", lambda: prompts)
         yield
 
 

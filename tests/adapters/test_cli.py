@@ -144,12 +144,12 @@ def test_cli_says_what_an_interruption_keeps(tiny_model: str, tmp_path: Path, mo
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adapters.learn.fit_experts", interrupt)
+    monkeypatch.setattr("adapters.learn.Fitting.run", interrupt)
     task = write_tasks(tmp_path / "train.jsonl", TRAIN)
     options = ["--trunk-layers", 1, "--block-size", 32]
     result = seta("learn", "--bank", tmp_path / "bank", "--model", tiny_model, "--task", task, *options)
     assert result.exit_code == 130
-    assert "every generation published so far is kept" in result.stderr
+    assert "what was learned so far (the same command goes on with it) is kept" in result.stderr
     assert Bank.open(tmp_path / "bank").current() == 0
 
 

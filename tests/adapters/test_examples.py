@@ -80,3 +80,15 @@ def test_on_disk_or_in_memory_the_tensors_are_the_same(backbone: Backbone, gate:
         assert torch.equal(kept.weights[i], knowing.decide(kept.pooled[i]))
     assert [len(w) for w in kept.weights[1:3]] == [len(t.ids) - 1 for t in kept.tokens[1:3]]
     assert kept.batches(40) == on_disk.batches(40)
+
+
+@pytest.mark.parametrize("most", [1, 7, 20, 10_000])
+def test_of_a_large_data_set_every_kth_prefix_mean_describes_the_task(
+    most: int, backbone: Backbone, gate: AnalyticGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = prepare(backbone, examples([1, 9, 3, 14]), TRUNK_LAYERS, gate, 1000, "words")
+    every_one = gate_samples(gate, data)
+    monkeypatch.setattr("adapters.examples.MAX_GATE_SAMPLES", most)
+    found = gate_samples(gate, data)
+    step = -(-sum(len(tokens.ids) - 1 for tokens in data.tokens) // most)
+    assert torch.equal(found, every_one[::step]) and len(found) <= most

@@ -1,18 +1,20 @@
 """Learning end to end on the tiny model: banks, isolation, repetition, interruption, evaluation."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from adapters import trainer
 from adapters.backbone import Backbone
 from adapters.bank import Bank, BankConflict, BankMismatch
 from adapters.data import DataError, Example
 from adapters.evaluate_bank import evaluate_bank
 from adapters.examples import Prepared, prepare
+from adapters.fit import Fitting
 from adapters.gate import load_gate
-from adapters.learn import learn, learn_tasks, open_learner
+from adapters.learn import learn, learn_tasks
+from adapters.learner import open_learner
 from adapters.routed import RoutedModel
 from adapters.score_history import ScoreHistory
 from adapters.settings import LearnSettings
@@ -167,16 +169,16 @@ def test_a_directory_that_is_no_bank_is_left_alone(tiny_model: str, tmp_path: Pa
 def test_an_interrupted_task_leaves_the_generation_before_it(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then the same call, without the task that was published, finishes the work with the same bytes."""
+    """Then the same call finishes the work; the task that was published is not learned again."""
     path = tmp_path / "bank"
-    fit = trainer.fit_experts
+    run = Fitting.run
 
-    def fail_on_sums(model: RoutedModel, *arguments: object) -> float:
-        if "sums.unique" in model.experts:
+    def fail_on_sums(fitting: Fitting, *arguments: Any) -> float:
+        if "sums.unique" in fitting.model.experts:
             raise KeyboardInterrupt
-        return fit(model, *arguments)  # type: ignore[arg-type]
+        return run(fitting, *arguments)
 
-    monkeypatch.setattr("adapters.learn.fit_experts", fail_on_sums)
+    monkeypatch.setattr(Fitting, "run", fail_on_sums)
     with pytest.raises(KeyboardInterrupt):
         learn_tasks(path, tiny_model, TRAIN, TEST, QUICK)
     bank = Bank.open(path)
@@ -185,7 +187,8 @@ def test_an_interrupted_task_leaves_the_generation_before_it(
     assert set(written) == {f"{name}.safetensors" for n in (0, 1) for name in object_names(bank.manifest(n))}
 
     monkeypatch.undo()
-    monkeypatch.setattr("adapters.learn.general_prompts", lambda: pytest.fail("calibrated a second time"))
-    manifest = learn_tasks(path, tiny_model, {"sums": TRAIN["sums"]}, TEST, QUICK)
+    monkeypatch.setattr("adapters.learner.general_prompts", lambda: pytest.fail("calibrated a second time"))
+    manifest = learn_tasks(path, tiny_model, TRAIN, TEST, QUICK)
     assert manifest.generation == 2 and bank.verify() == []
     assert {name: data for name, data in objects(path).items() if name in written} == written
+    assert not (path / ".learning").exists()

@@ -8,7 +8,8 @@ import torch
 from adapters.backbone import Backbone
 from adapters.bank import Bank, Manifest
 from adapters.gate import load_gate
-from adapters.learn import Learner, learn, open_learner
+from adapters.learn import learn
+from adapters.learner import Learner, open_learner
 from adapters.routed import RoutedModel
 from tests.adapters.learning import QUICK, THREE, THREE_TEST, expert_rows, objects
 

@@ -10,8 +10,9 @@ from adapters import trainer
 from adapters.anchoring import Anchor, Anchors
 from adapters.composition import anchor
 from adapters.examples import Prepared, prepare
+from adapters.fit import Fitting, penalties
 from adapters.gate_learning import Fitted
-from adapters.learn import Learner, open_learner
+from adapters.learner import Learner, open_learner
 from adapters.score_history import ScoreHistory
 from adapters.sparse_lora import SparseDelta
 from adapters.trainer import within_budget
@@ -30,11 +31,12 @@ def test_a_batch_that_the_gate_sends_nowhere_is_no_error(learner: Learner) -> No
     """Training goes on when a batch has no token for the expert; nothing changes the expert then."""
     data, _ = prepare(learner.backbone, TRAIN["colours"], 1, learner.gate, 1024, "test")
     data.weights = [torch.zeros(len(trunk), 1) for trunk in data.trunk]
-    choice = trainer.choose_blocks(learner.model, data, learner.settings, ScoreHistory())
+    scored = trainer.score_blocks(learner.model, data, learner.settings)
+    choice = trainer.choose_blocks(learner.model, scored, learner.settings, ScoreHistory())
     expert = trainer.new_expert(learner.model, choice.blocks, learner.settings)
     learner.model.add("nowhere", expert, [0])
     before = [parameter.detach().clone() for delta in expert.values() for parameter in delta.parameters()]
-    trainer.fit_experts(learner.model, ["nowhere"], data, learner.settings, Anchors({}, 0.1), Fitted(learner.gate))
+    Fitting(learner.model, ["nowhere"], data, learner.settings, Anchors({}, 0.1), Fitted(learner.gate)).run()
     after = [parameter for delta in expert.values() for parameter in delta.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -43,7 +45,8 @@ def test_scoring_blocks_leaves_the_base_weights_and_their_gradients_alone(learne
     data, _ = prepare(learner.backbone, TRAIN["colours"], 1, learner.gate, 1024, "test")
     weights = {site: routed.base.weight for site, routed in learner.model.sites.items()}
     before = {site: weight.clone() for site, weight in weights.items()}
-    choice = trainer.choose_blocks(learner.model, data, learner.settings, ScoreHistory())
+    scored = trainer.score_blocks(learner.model, data, learner.settings)
+    choice = trainer.choose_blocks(learner.model, scored, learner.settings, ScoreHistory())
     for site, weight in weights.items():
         assert torch.equal(weight, before[site]) and weight.grad is None and not weight.requires_grad
     assert 10 <= choice.warm_up_steps <= 100
@@ -75,9 +78,10 @@ def test_the_adaptive_budget_goes_on_where_the_rate_of_new_blocks_moves() -> Non
 
 def test_blocks_are_chosen_away_from_earlier_tasks_if_asked(learner: Learner) -> None:
     data, _ = prepare(learner.backbone, TRAIN["colours"], 1, learner.gate, 1024, "test")
-    first = trainer.choose_blocks(learner.model, data, QUICK, ScoreHistory())
+    scored = trainer.score_blocks(learner.model, data, QUICK)
+    first = trainer.choose_blocks(learner.model, scored, QUICK, ScoreHistory())
     history = ScoreHistory().with_task({site: 2 * grid.flip(1) for site, grid in first.scores.items()})
-    apart = trainer.choose_blocks(learner.model, data, QUICK.model_copy(update={"divergence": True}), history)
+    apart = trainer.choose_blocks(learner.model, scored, QUICK.model_copy(update={"divergence": True}), history)
     assert apart.blocks != first.blocks
 
 
@@ -92,7 +96,7 @@ def test_a_strong_anchor_holds_a_shared_expert_where_it_was(learner: Learner) ->
             delta.b.data.fill_(0.01)
         learner.model.add("shared", expert, [0, 1])
         anchors = anchor(learner.model, ["shared"], settings)
-        trainer.fit_experts(learner.model, ["shared"], data, settings, anchors, Fitted(learner.gate))
+        Fitting(learner.model, ["shared"], data, settings, anchors, Fitted(learner.gate)).run()
         return float(anchors.by_expert["shared"].squared_drift().detach())
 
     loose = drift(0.0)
@@ -122,6 +126,8 @@ def test_the_objective_is_the_sum_of_what_is_switched_on(
     strength = 0.1 * (1 + math.tanh(1))
     settings = QUICK.model_copy(update={"anchor_weights": anchor_weights, "anchor_routes": anchor_routes})
     gate, data = Spy(learner.gate), Prepared([], [], [], [])  # type: ignore[arg-type]
-    loss = trainer.objective(torch.tensor(2.0), anchors, gate, data, [], settings)
-    assert float(loss.detach()) == pytest.approx(2.25 + (25 * strength if anchor_weights else 0), rel=1e-5)
+    terms = penalties(anchors, gate, data, [], settings)
+    assert float(torch.stack(terms).sum().detach()) == pytest.approx(
+        0.25 + (25 * strength if anchor_weights else 0), rel=1e-5
+    )
     assert gate.told == pytest.approx({"shared": strength} if anchor_routes else {})

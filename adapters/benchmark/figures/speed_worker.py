@@ -18,6 +18,7 @@ from torch import nn
 from adapters.anchoring import Anchors
 from adapters.backbone import DTYPES
 from adapters.base_model import resolve_model_dir
+from adapters.batches import Batches
 from adapters.benchmark.figures.speed import ANSWER
 from adapters.benchmark.lora import LoraModel
 from adapters.benchmark.lora_training import train
@@ -26,11 +27,12 @@ from adapters.benchmark.settings import ALL_LINEARS, LoraSettings
 from adapters.benchmark.tasks import TaskData, read_sequence
 from adapters.data import Tokens
 from adapters.examples import gate_samples, prepare, render_all
+from adapters.fit import Fitting
 from adapters.gate import AnalyticGate
 from adapters.gate_learning import Fitted
-from adapters.learn import open_learner
+from adapters.learner import open_learner
 from adapters.settings import LearnSettings
-from adapters.trainer import batch_source, fit_experts, new_expert, within_budget
+from adapters.trainer import new_expert, within_budget
 
 NUM_EXAMPLES = 256
 Step = Callable[[int], None]
@@ -55,7 +57,8 @@ def seta_step(task: TaskData, model_dir: Path, settings: LearnSettings) -> tuple
     model.add("new", new_expert(model, within_budget(scores, [], settings), settings), [0])
 
     def step(seed: int) -> None:
-        fit_experts(model, ["new"], data, settings.model_copy(update={"seed": seed}), Anchors({}, 0.0), Fitted(gate))
+        seeded = settings.model_copy(update={"seed": seed})
+        Fitting(model, ["new"], data, seeded, Anchors({}, 0.0), Fitted(gate)).run()
 
     return step, data.tokens, once_seconds
 
@@ -92,7 +95,7 @@ def peft_step(task: TaskData, model_dir: Path, settings: LoraSettings) -> tuple[
     optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
 
     def step(seed: int) -> None:
-        batch = batch_source(len(tokens), settings.batch_size, random.Random(seed))()
+        batch = Batches(len(tokens), settings.batch_size, random.Random(seed)).draw()
         model(**padded([tokens[i] for i in batch], pad)).loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -130,7 +133,7 @@ def main() -> None:
         start = time.monotonic()
         step(seed)
         seconds = time.monotonic() - start
-        batch = batch_source(len(tokens), setup["batch_size"], random.Random(seed))()
+        batch = Batches(len(tokens), setup["batch_size"], random.Random(seed)).draw()
         num_tokens = sum(len(tokens[i].ids) - 1 for i in batch)
         say({"seconds": seconds, "tokens": num_tokens, "peak_bytes": peak_bytes()})
 

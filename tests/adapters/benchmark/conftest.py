@@ -37,7 +37,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_general_prompts() -> Iterator[None]:
     prompts = general_prompts()[:40]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adapters.learn.general_prompts", lambda: prompts)
+        patch.setattr("adapters.learner.general_prompts", lambda: prompts)
         yield
 
 
