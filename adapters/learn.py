@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from adapters.bank import Manifest
@@ -41,30 +41,43 @@ def learn_tasks(
     Raises DataError, BankError, CheckpointError; a task that fails leaves the generations before it in place.
     """
     learner = open_learner(bank_dir, model, settings, run, processes)
-    with learner.bank.learning() if processes.is_main else nullcontext():
-        if processes.is_main:
-            learner.bank.tidy()
-        processes.wait()
+    with _only_learner(learner):
         data = {name: TaskData.split(examples, tests.get(name), learner.settings) for name, examples in tasks.items()}
         check_all(learner.backbone, data, learner.settings.max_tokens)
         recipes = {name: recipe_sha256(task.train, learner.settings) for name, task in data.items()}
-        latest = latest_of_call(learner.bank, learner.bank.manifest(), recipes)
-        processes.wait()
-        if run.make_current and processes.is_main and latest.generation != learner.bank.current():
-            learner.bank.set_current(latest.generation)
-        if latest != learner.manifest:
-            learner = open_learner(bank_dir, model, settings, run, processes, latest)
+        learner = _where_it_was_left(learner, recipes)
         known = _known(learner.manifest, recipes)
         if processes.is_main:
             _drop_checkpoint(learner, {recipes[name] for name in known})
         processes.wait()
-        for name in (task.name for task in learner.manifest.tasks):
-            if name in tests or name in data:
-                held_out = tests[name] if name in tests else data[name].test
-                learner.held_out[name] = _prepare(learner, held_out, f"{name} (held out)")
+        held_out = {name: task.test for name, task in data.items()} | dict(tests)
+        for name in (task.name for task in learner.manifest.tasks if task.name in held_out):
+            learner.held_out[name] = _prepare(learner, held_out[name], f"{name} (held out)")
         for name in (n for n in data if n not in known):
             learn(learner, name, data[name].train, data[name].test)
     return learner.manifest
+
+
+@contextmanager
+def _only_learner(learner: Learner) -> Iterator[None]:
+    """The first process holds the bank's learner lock; the others go on once it has it. Raises BankConflict."""
+    with learner.bank.learning() if learner.processes.is_main else nullcontext():
+        if learner.processes.is_main:
+            learner.bank.tidy()
+        learner.processes.wait()
+        yield
+
+
+def _where_it_was_left(learner: Learner, recipes: Mapping[str, str]) -> Learner:
+    """At the last generation that calls with these recipes published: the learner, or one opened there."""
+    bank, run, processes = learner.bank, learner.run, learner.processes
+    latest = latest_of_call(bank, bank.manifest(), recipes)
+    processes.wait()  # all have read CURRENT before the first one moves it
+    if processes.is_main and run.make_current and latest.generation != bank.current():
+        bank.set_current(latest.generation)
+    if latest == learner.manifest:
+        return learner
+    return open_learner(bank.root, learner.model_name, learner.settings, run, processes, latest)
 
 
 def _drop_checkpoint(learner: Learner, published: Collection[str]) -> None:
@@ -157,10 +170,10 @@ def _publish(learner: Learner, learned: Learned, log: LearningLog) -> Manifest:
     stored_settings = {**learner.settings.model_dump(mode="json"), "model": learner.model_name}
     if learner.processes.is_main:
         state = (learner.model, learner.gate, learner.history)
-        publish(bank, old, *state, learned, stored_settings, make_current=run.make_current)
+        published = publish(bank, old, *state, learned, stored_settings, make_current=run.make_current)
         log.close()
     learner.processes.wait()
-    return bank.manifest(bank.generations()[-1])
+    return published if learner.processes.is_main else latest_of_call(bank, old, {learned.name: log.recipe})
 
 
 def _prepare(learner: Learner, examples: list[Example], what: str) -> Prepared:

@@ -16,7 +16,7 @@ from adapters.data import DataError
 @dataclass(frozen=True)
 class Fit:
     """`loss`: at the end of training. `mean_tokens`: of a training example. `seconds`: None
-    to take the call's own. `is_timed`: False for a task that an earlier, killed process learned."""
+    to take the call's own. `is_timed`: False for a task that an earlier, killed process learned, or a part of."""
 
     loss: float | None
     mean_tokens: float

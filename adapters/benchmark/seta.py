@@ -13,6 +13,7 @@ from adapters.benchmark.records import Stage
 from adapters.benchmark.routing import measure_routing, strip_instructions
 from adapters.benchmark.tasks import TaskData
 from adapters.calibrate import template_lengths
+from adapters.checkpoint import read_checkpoint
 from adapters.data import DataError, Example
 from adapters.evaluate import score_task
 from adapters.examples import Prepared, prepare, render_all
@@ -49,8 +50,9 @@ class SetaLearner:
         """Learning evaluates the new task itself; that time is taken off."""
         task = self.tasks[group]
         before, start = self.learner.manifest, time.monotonic()
-        is_timed = self.num_learned == group  # else the task was published, and the process killed before it said so
-        if is_timed:
+        is_new = self.num_learned == group  # else the task was published, and the process killed before it said so
+        is_timed = is_new and read_checkpoint(self.learner.bank) is None  # else a killed process did a part of it
+        if is_new:
             self.learner.held_out.clear()
             learn(self.learner, task.name, task.train, task.test)
             self.tests[group] = self.learner.held_out[task.name]
@@ -60,7 +62,7 @@ class SetaLearner:
         manifest = self.learner.manifest
         data_tokens = self._mean_tokens(task.train)
         loss = manifest.tasks[group].metrics.get("final_loss")
-        parameters = trained_parameters(before if is_timed else None, manifest, task.name, self.learner.settings)
+        parameters = trained_parameters(before if is_new else None, manifest, task.name, self.learner.settings)
         return Fit(loss, data_tokens, parameters, held_parameters(manifest), max(seconds, 0.0), is_timed)
 
     def accuracy(self, task: int) -> float:

@@ -64,38 +64,35 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("power", ["stays", "goes"])
 def test_a_writer_that_dies_leaves_the_one_before(power: str, tmp_path: Path) -> None:
-    make_bank(tmp_path / "counted")
-    counting = DyingDisk()
-    write_checkpoint(Bank.open(tmp_path / "counted", counting), with_step(1))
+    bank, counting = make_bank(tmp_path, tasks=()), DyingDisk()
+    write_checkpoint(Bank.open(tmp_path, counting), with_step(1))
     assert counting.steps == ["mkdir", "fsync_dir", "create", "write", "fsync", "rename", "fsync_dir"]
+    remove_checkpoint(bank)
     for die_at in range(len(counting.steps)):
-        path = tmp_path / f"bank{die_at}"
-        make_bank(path)
         dying = DyingDisk(die_at)
         with pytest.raises(Killed):
-            write_checkpoint(Bank.open(path, dying), with_step(1))
+            write_checkpoint(Bank.open(tmp_path, dying), with_step(1))
         if power == "goes":
             dying.lose_power(has_lost_names=True)
-        bank = Bank.open(path)
         found = read_checkpoint(bank)
         assert found is None or found.info.step == 1
         write_checkpoint(bank, with_step(2))
         dying = DyingDisk(die_at if die_at < 2 else die_at - 2)
         with pytest.raises(Killed):
             for step in (3, 4):
-                write_checkpoint(Bank.open(path, dying), with_step(step))
+                write_checkpoint(Bank.open(tmp_path, dying), with_step(step))
         if power == "goes":
             dying.lose_power(has_lost_names=True)
         found = read_checkpoint(bank)
         assert found is not None and found.info.step in (2, 3)
         assert_same(found, with_step(found.info.step))
         remove_checkpoint(bank)
-        assert not (path / ".learning").exists() and bank.verify() == []
+        assert not (tmp_path / ".learning").exists() and bank.verify() == []
 
 
 @pytest.mark.parametrize("how", ["cut", "altered", "no JSON", "no metadata", "another version", "another key"])
 def test_a_damaged_one_is_an_error_that_says_what_to_do(how: str, tmp_path: Path) -> None:
-    bank = make_bank(tmp_path)
+    bank = make_bank(tmp_path, tasks=())
     write_checkpoint(bank, with_step(1))
     file = tmp_path / CHECKPOINT
     data = file.read_bytes()
@@ -115,7 +112,7 @@ def test_a_damaged_one_is_an_error_that_says_what_to_do(how: str, tmp_path: Path
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path / "bank")
+    bank = make_bank(tmp_path / "bank", tasks=())
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "bank/.learning").symlink_to(tmp_path / "elsewhere")
     for step in (lambda: read_checkpoint(bank), lambda: write_checkpoint(bank, with_step(1))):
@@ -129,7 +126,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_one_before(tmp_path: Path) -> N
         def write(self, descriptor: int, data: bytes) -> None:
             raise OSError(28, "No space left on device")
 
-    bank = make_bank(tmp_path)
+    bank = make_bank(tmp_path, tasks=())
     write_checkpoint(bank, with_step(1))
     with pytest.raises(BankIOError, match=r"checkpoint.safetensors cannot be written \(No space left"):
         write_checkpoint(Bank.open(tmp_path, FullDisk()), with_step(2))

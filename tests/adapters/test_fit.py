@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from adapters.blocks import WarmUp
 from adapters.composition import anchor
 from adapters.examples import Prepared, prepare
 from adapters.fit import Fitting, answer_nll, backward_nll
@@ -20,7 +21,7 @@ from tests.adapters.learning import QUICK, TRAIN
 
 pytestmark = pytest.mark.usefixtures("few_general_prompts")
 
-SETTINGS = QUICK.model_copy(update={"steps": 6, "late_start": 0.5, "batch_size": 5, "dtype": "float32"})
+SETTINGS = QUICK.model_copy(update={"steps": 4, "late_start": 0.5, "batch_size": 5, "dtype": "float32"})
 BLOCKS = [(1, "v_proj", 0, 1), (2, "down_proj", 1, 2), (3, "o_proj", 1, 1)]
 
 
@@ -69,9 +70,9 @@ def values(fitting: Fitting) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in fitting.parameters]
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 5, 6])
+@pytest.mark.parametrize("stop_after", [1, 4])
 def test_after_a_restart_every_bit_is_the_same(stop_after: int, learner: Learner, data: Prepared) -> None:
-    """Through a safetensors file and JSON, as a checkpoint is kept."""
+    """Through a safetensors file and JSON, as a checkpoint is kept; also after the last step."""
     whole = fitting_of(learner, data)
     loss = whole.run()
     expected = values(whole)
@@ -81,15 +82,14 @@ def test_after_a_restart_every_bit_is_the_same(stop_after: int, learner: Learner
     tensors, state = first.state()
     file = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     second = fitting_of(learner, data)
-    if stop_after:
-        second.restore(load(file), json.loads(json.dumps(state)))
+    second.restore(load(file), json.loads(json.dumps(state)))
     assert second.step == stop_after
     assert second.run() == loss and second.losses == whole.losses
     assert all(torch.equal(a, b) for a, b in zip(values(second), expected, strict=True))
     assert not torch.equal(expected[0], values(fitting_of(learner, data))[0])
 
 
-@pytest.mark.parametrize("accumulate", [2, 5, 9])
+@pytest.mark.parametrize("accumulate", [2, 9])
 def test_in_parts_a_step_is_the_same(accumulate: int, learner: Learner, data: Prepared) -> None:
     """More parts than examples are as many as there are examples."""
     whole = gradients(fitting_of(learner, data))
@@ -104,15 +104,16 @@ def gradients(fitting: Fitting) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in fitting.parameters]
 
 
-@pytest.mark.parametrize("count", [2, 3, 9])
+@pytest.mark.parametrize("count", [2, 9])
 def test_the_processes_parts_add_up_to_the_whole(count: int, learner: Learner, data: Prepared) -> None:
-    """The gradient and the NLL of a batch, with more processes than examples too."""
+    """The gradient of the whole objective and the NLL of a batch, with more processes than examples too."""
     batch = [3, 1, 4, 0, 2]
 
     def part(index: int, of: int) -> list[Tensor]:
-        fitting = fitting_of(learner, data)
-        weights = [fitting.decisions.weights(data, i) for i in batch]
-        nll = backward_nll(learner.model, data, batch, weights, 1, Processes(index, of))
+        fitting = fitting_of(learner, data, processes=Processes(index, of))
+        for parameter in fitting.rank_rows:
+            parameter.data += 0.01  # so that the anchors pull
+        nll = fitting._backward(batch, [fitting.decisions.weights(data, i) for i in batch])
         return [nll, *(torch.zeros_like(p) if p.grad is None else p.grad for p in fitting.parameters)]
 
     sums = [torch.stack(same).sum(0) for same in zip(*(part(i, count) for i in range(count)), strict=True)]
@@ -130,9 +131,10 @@ def test_the_mean_is_over_the_batchs_answer_tokens(learner: Learner, data: Prepa
     assert float(found) == pytest.approx(sum(each) / labels, rel=1e-4)
 
 
-def test_block_scores_in_parts_are_the_same(learner: Learner, data: Prepared) -> None:
+def test_block_scores_in_parts_are_the_same(learner: Learner, data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.trainer.WarmUp", lambda: WarmUp(max_steps=2))
     whole, steps = score_blocks(learner.model, data, SETTINGS)
     parts, steps_in_parts = score_blocks(learner.model, data, SETTINGS, accumulate=3)
-    assert steps == steps_in_parts
+    assert steps == steps_in_parts == 2
     for site, grid in whole.items():
         torch.testing.assert_close(parts[site], grid, atol=1e-3, rtol=1e-3)

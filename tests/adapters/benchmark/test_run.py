@@ -14,6 +14,7 @@ from adapters.benchmark.run import run_cell
 from adapters.benchmark.seta import SetaLearner, count_blocks, held_parameters, trained_parameters
 from adapters.benchmark.tasks import TaskData
 from adapters.data import DataError
+from adapters.fit import Fitting
 from adapters.settings import LearnSettings
 from tests.adapters.benchmark.factory import SEQUENCE, make_cell
 
@@ -73,6 +74,29 @@ def test_a_killed_cell_loses_one_task_at_most(
     assert learned == [0, 1, 1, 2]
     assert numbers(resumed) == numbers(results[spec])
     assert store.result(cell) == resumed
+
+
+def test_a_task_that_two_processes_learned_is_not_timed(
+    tasks: list[TaskData],
+    tiny_model: Path,
+    results: dict[str, CellResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = make_cell("seta", tasks, tiny_model)
+
+    def kill(*_: object) -> float:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "run", kill)
+        with pytest.raises(Killed):
+            SetaLearner(cell, tasks, tiny_model, tmp_path).learn(0)
+    learner, whole = SetaLearner(cell, tasks, tiny_model, tmp_path), results["seta"].stages[0]
+    fit = learner.learn(0)
+    assert not fit.is_timed and whole.seconds is not None
+    assert (fit.loss, fit.trained_parameters) == (whole.loss, whole.trained_parameters)
+    learner.restore(results["seta"].stages[:1])
 
 
 @pytest.mark.parametrize("spec", METHODS)
