@@ -130,7 +130,7 @@ class Generations:
         if model is None or model == "" or model == self.name:
             return Target(self.pinned_name(self.current), self.current)
         if not isinstance(model, str):
-            raise ApiError(400, "model must be a string", param="model")
+            raise ApiError(400, "model must be a string", param="model", code="invalid_value")
         if model == self.base_name:
             return Target(model, None)
         for number, resident in self.residents.items():
