@@ -10,7 +10,7 @@ from .errors import ApiError
 
 MAX_STOP_CHARS = 1024
 MAX_ID_CHARS = 128  # every event of a stream repeats it
-_ENGINE_TO_ENGINE = ("kv_transfer_params", "ec_transfer_params")  # how vLLM servers talk among themselves
+ENGINE_TO_ENGINE = ("kv_transfer_params", "ec_transfer_params")  # how vLLM servers talk among themselves
 
 
 class Generating(Protocol):
@@ -25,7 +25,7 @@ class Generating(Protocol):
 
 def check(request: Generating, config: ServeConfig) -> None:
     """Raises: ApiError 400 if a field is over its limit, or is not for clients."""
-    for field in _ENGINE_TO_ENGINE:
+    for field in ENGINE_TO_ENGINE:
         if getattr(request, field, None) is not None:
             raise ApiError(400, f"{field} is not supported", param=field, code="unsupported_parameter")
     if len(request.request_id) > MAX_ID_CHARS:

@@ -17,7 +17,8 @@ from pydantic.json_schema import models_json_schema
 
 from .app import ROUTERS
 from .auth import OPEN_PATHS
-from .explain import RouteAnswer, RouteRequest
+from .explain import Options, RouteAnswer, RouteRequest
+from .limits import ENGINE_TO_ENGINE
 from .openapi_parts import SECURITY_SCHEMES, add_headers, header
 
 _DESCRIPTION = (
@@ -117,7 +118,22 @@ def _schemas(exchanges: dict[str, Exchange]) -> tuple[Refs, dict[str, Any]]:
     taken: list[tuple[type[BaseModel], Any]] = [(m, "validation") for e in exchanges.values() for m in e.takes]
     given: list[tuple[type[BaseModel], Any]] = [(e.gives, "serialization") for e in exchanges.values()]
     refs, definitions = models_json_schema(taken + given, ref_template=_REF)
-    return refs, definitions["$defs"]  # type: ignore[return-value]
+    schemas = definitions["$defs"]
+    for kind in ("ChatCompletion", "Completion"):
+        _add_ours(schemas[f"{kind}Request"]["properties"], schemas[f"{kind}Response"]["properties"])
+    return refs, schemas  # type: ignore[return-value]
+
+
+def _add_ours(takes: dict[str, Any], gives: dict[str, Any]) -> None:
+    """What `server.explain` adds to vLLM's fields, and without those that `server.limits` refuses."""
+    for field in ENGINE_TO_ENGINE:
+        takes.pop(field, None)
+        gives.pop(field, None)
+    takes["seta"] = Options.model_json_schema()
+    gives["seta"] = {
+        "type": ["object", "null"],
+        "description": "The explanation, where the request asks for one; null if it was lost.",
+    }
 
 
 def _describe_access(operation: dict[str, Any], path: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
-from server import errors
+from server import errors, limits
 from server.access import Access
 from server.app import ROUTERS, build_app
 from server.config import build_config
@@ -65,6 +65,16 @@ def test_headers_that_always_come_are_described(document: dict[str, Any]) -> Non
         "405": {"Allow"},
         "429": {"Retry-After"},
     }
+
+
+@pytest.mark.parametrize("kind", ["ChatCompletion", "Completion"])
+def test_our_own_field_is_described_and_refused_ones_are_not(document: dict[str, Any], kind: str) -> None:
+    taken, given = (document["components"]["schemas"][kind + part]["properties"] for part in ("Request", "Response"))
+    options = Draft202012Validator(taken["seta"])
+    assert options.is_valid({"explain": "tokens"}) and options.is_valid({"explain": True}) and options.is_valid({})
+    assert not options.is_valid({"explain": "all"}) and not options.is_valid({"other": 1})
+    assert "object" in given["seta"]["type"]
+    assert not set(taken) & set(limits.ENGINE_TO_ENGINE)
 
 
 def test_no_reference_leads_nowhere_and_every_schema_is_one(document: dict[str, Any]) -> None:
