@@ -204,7 +204,8 @@ class Process:
             f"{name} is generation {serving.generations.current}; also {', '.join(others)}"
         )
         if config.admin_address is not None:
-            self._terminal.say("administration at http://{}:{}{}".format(*config.admin_address, PREFIX))
+            no_key = " (no admin key is configured: this machine only)" if self._service.access.admins is None else ""
+            self._terminal.say("administration at http://{}:{}{}{}".format(*config.admin_address, PREFIX, no_key))
 
     @property
     def _seconds(self) -> float:

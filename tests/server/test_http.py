@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from adapters.bank import Bank
-from tests.server.process import NAME, REPO
+from tests.server.process import NAME, REPO, ServerProcess
 from tests.server.requests import HEADER, QUESTION, answer_of, ask, post
 
 
@@ -120,6 +120,11 @@ class TestTokenize:
 
 
 class TestOperation:
+    def test_that_there_are_no_keys_is_said(self, server_process: ServerProcess) -> None:
+        said = server_process.printed()
+        assert "no API key is configured: the server answers this machine only" in said
+        assert "/admin/v1 (no admin key is configured: this machine only)" in said
+
     def test_health_and_readiness(self, http: httpx.Client, current: int) -> None:
         assert http.get("/health").json() == {"status": "ready"}
         assert http.get("/ready").json()["generation"] == current
