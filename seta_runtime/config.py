@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.bank import Manifest
+from adapters.bank import MAX_EXPERTS, Manifest
 
 VLLM_VERSION = "0.32.0"
 KEY = "seta"
+MIN_EXPERTS = 64
 
 
 class UnsupportedEngine(RuntimeError):
@@ -18,12 +19,18 @@ class UnsupportedEngine(RuntimeError):
 
 
 class RuntimeConfig(BaseModel):
-    """`trunk_layers` and `targets` decide which modules are wrapped, so they are fixed for the engine's life."""
+    """`trunk_layers` and `targets` decide which modules are wrapped, so they are fixed for the engine's life.
+
+    So are, on a GPU, the sub-blocks' edge and how many experts a generation may have: the kernel's tables are made
+    once.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     bank: Path
     trunk_layers: int = Field(ge=0)
     targets: tuple[str, ...] = Field(min_length=1)
+    block_size: int = Field(ge=1)
+    max_experts: int = Field(ge=1, le=MAX_EXPERTS)
 
     @staticmethod
     def is_wanted(vllm_config: Any) -> bool:
@@ -53,9 +60,20 @@ class RuntimeConfig(BaseModel):
                 )
 
 
+def room_for(num_experts: int) -> int:
+    """Experts that a generation may have under an engine that starts with this many: there is room to learn more."""
+    return min(MAX_EXPERTS, max(MIN_EXPERTS, 2 << max(0, num_experts - 1).bit_length()))
+
+
 def seta_engine_args(manifest: Manifest, bank: Path, max_generations: int) -> dict[str, Any]:
     """Keyword arguments for vLLM's `AsyncEngineArgs` that make its LoRA slots hold generations of `bank`."""
-    config = RuntimeConfig(bank=bank.resolve(), trunk_layers=manifest.trunk_layers, targets=manifest.targets)
+    config = RuntimeConfig(
+        bank=bank.resolve(),
+        trunk_layers=manifest.trunk_layers,
+        targets=manifest.targets,
+        block_size=manifest.block_size,
+        max_experts=room_for(len(manifest.experts)),
+    )
     return {
         "enable_lora": True,
         "max_loras": max_generations,

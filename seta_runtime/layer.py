@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from seta_runtime.ops import fused
 from seta_runtime.ops.cpu import add_routed
+from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import StepState
 
 
@@ -21,17 +24,31 @@ class OutputSlice:
     size: int
 
 
-class RoutedProjection(nn.Module):
+class WrappedProjection(nn.Module):
     """A projection of the engine, packed or not, with the experts of every target in it.
 
     Called and answered exactly as the module it wraps: some return a tensor, most `(output, bias)`.
     """
 
-    def __init__(self, base: nn.Module, state: StepState, slices: list[OutputSlice]) -> None:
+    def __init__(self, base: nn.Module, slices: list[OutputSlice]) -> None:
         super().__init__()
         self.base = base
-        self.state = state
         self.slices = slices
+
+    def __getattr__(self, name: str) -> Any:
+        """The engine reads attributes of its own projections (sizes, quantisation): the wrapped module has them."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+class RoutedProjection(WrappedProjection):
+    """For a CPU: goes through the groups that the router made of the step's tokens."""
+
+    def __init__(self, base: nn.Module, state: StepState, slices: list[OutputSlice]) -> None:
+        super().__init__(base, slices)
+        self.state = state
 
     def forward(self, x: Tensor) -> Any:
         result = self.base(x)
@@ -43,12 +60,29 @@ class RoutedProjection(nn.Module):
                 for group in groups:
                     experts = group.generation.projections.get((part.layer, part.target))
                     if experts is not None:
+                        assert isinstance(experts, ProjectionExperts)
                         add_routed(y, x, experts, group.rows, group.task, group.gates)
         return result
 
-    def __getattr__(self, name: str) -> Any:
-        """The engine reads attributes of its own projections (sizes, quantisation): the wrapped module has them."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
+
+class FusedProjection(WrappedProjection):
+    """For a GPU: one kernel call a slice, whatever the tokens are. Nothing in Python depends on data."""
+
+    def __init__(self, base: nn.Module, step: fused.FusedStep, slices: list[OutputSlice]) -> None:
+        super().__init__(base, slices)
+        self.step = step
+        self.tables = [fused.SlotTables(step, part.size) for part in slices]
+
+    def forward(self, x: Tensor) -> Any:
+        result = self.base(x)
+        output = result[0] if isinstance(result, tuple) else result
+        for part, tables in zip(self.slices, self.tables, strict=True):
+            fused.add_routed(output[:, part.start : part.start + part.size], x, self.step, tables)
+        return result
+
+    def put(self, slot: int, generation: ResidentGeneration | None) -> None:
+        """Fill a slot with a generation's experts; None empties it."""
+        for part, tables in zip(self.slices, self.tables, strict=True):
+            blocks = None if generation is None else generation.projections.get((part.layer, part.target))
+            assert blocks is None or isinstance(blocks, fused.RankBlocks)
+            tables.put(slot, blocks)

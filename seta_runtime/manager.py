@@ -26,7 +26,8 @@ from adapters.gate import load_gate
 from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.decisions import Decisions, RunningRequest
-from seta_runtime.layer import OutputSlice, RoutedProjection
+from seta_runtime.layer import FusedProjection, OutputSlice, RoutedProjection
+from seta_runtime.ops import fused
 from seta_runtime.preparation import Preparations
 from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
 from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
@@ -57,11 +58,16 @@ class GenerationManager(LRUCacheLoRAModelManager):
         self.config = RuntimeConfig.of(vllm_config)
         self._vllm_config = vllm_config
         self.stats = RoutingStats()
+        self.fused_projections: list[FusedProjection] = []
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
 
     def _init_punica_wrapper(self, max_num_batched_tokens: int, vllm_config: VllmConfig) -> None:
         self.supports_mm = False
         self.state = StepState([None] * self.lora_slots)
+        if fused.is_selected(self.device):
+            self.state.fused = fused.FusedStep(
+                max_num_batched_tokens, self.lora_slots, self.config.max_experts, self.config.block_size, self.device
+            )
         self.punica_wrapper_mapping = {DEFAULT_LANGUAGE_WRAPPER_KEY: SlotMapping(self.state, self.device)}
 
     def _create_lora_modules(self) -> None:
@@ -96,7 +102,19 @@ class GenerationManager(LRUCacheLoRAModelManager):
             wanted = [part for part in parts if part[0] in self.config.targets]
             if wanted:
                 base = getattr(parent, name)
-                setattr(parent, name, RoutedProjection(base, self.state, _slices(base, index, wanted)))
+                setattr(parent, name, self._wrapped(base, _slices(base, index, wanted)))
+
+    def _wrapped(self, base: nn.Module, slices: list[OutputSlice]) -> nn.Module:
+        if self.state.fused is None:
+            return RoutedProjection(base, self.state, slices)
+        projection = FusedProjection(base, self.state.fused, slices)
+        self.fused_projections.append(projection)
+        return projection
+
+    def _fill_slot(self, slot: int, generation: ResidentGeneration | None) -> None:
+        self.state.slots[slot] = generation
+        for projection in self.fused_projections:
+            projection.put(slot, generation)
 
     def _add_adapter(self, lora: Any) -> None:
         self._registered_adapters[lora.id] = lora
@@ -109,7 +127,7 @@ class GenerationManager(LRUCacheLoRAModelManager):
             slot = self.lora_index_to_id.index(None)
             self._active_adapters[lora_id] = None
             self.lora_index_to_id[slot] = lora_id
-            self.state.slots[slot] = self._registered_adapters[lora_id]
+            self._fill_slot(slot, self._registered_adapters[lora_id])
         self._active_adapters.touch(lora_id)
         return True
 
@@ -117,12 +135,13 @@ class GenerationManager(LRUCacheLoRAModelManager):
         if lora_id in self.lora_index_to_id:
             slot = self.lora_index_to_id.index(lora_id)
             self.lora_index_to_id[slot] = None
-            self.state.slots[slot] = None
+            self._fill_slot(slot, None)
             self.stats.forget(lora_id)
 
     def remove_all_adapters(self) -> None:
         super().remove_all_adapters()
-        self.state.slots[:] = [None] * self.lora_slots
+        for slot in range(self.lora_slots):
+            self._fill_slot(slot, None)
         self.stats.clear()  # vLLM calls this after its warm-up, whose tokens are nobody's
 
     def create_dummy_lora(self, lora_id: int, rank: int, embedding_modules: Any = None) -> Any:
@@ -168,7 +187,10 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         return self._load(lora_request.lora_int_id, path.generation, path.digest)
 
     def _load(self, adapter_id: int, generation: int, digest: str | None) -> ResidentGeneration:
-        layout = Layout(self.config.trunk_layers, self.config.targets)
+        config = self.config
+        layout = Layout(config.trunk_layers, config.targets)
+        if fused.is_selected(self.device):
+            layout = Layout(config.trunk_layers, config.targets, config.block_size, config.max_experts)
         return ResidentGeneration.load(
             adapter_id, self.config.bank, generation, digest, self._found, layout, self._dtype, self.device
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.bank import (
+    MAX_EXPERTS,
     Bank,
     BankConflict,
     BankCorrupt,
@@ -22,6 +23,7 @@ from adapters.bank import (
 )
 from adapters.evidence import Gate
 from adapters.gate import load_gate
+from seta_runtime.ops import fused
 from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
 
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
@@ -32,7 +34,7 @@ class ResidentGeneration:
     """All that serving one generation needs; nothing of it is read from disk again.
 
     `id` is the engine's adapter id; `membership [tasks, experts]` float32; `projections[(layer, target)]` the packed
-    experts.
+    experts, in the form that the device's layers read.
     """
 
     id: int
@@ -41,7 +43,7 @@ class ResidentGeneration:
     experts: tuple[str, ...]
     membership: Tensor
     gate: Gate
-    projections: dict[tuple[int, str], ProjectionExperts]
+    projections: dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]
 
     @property
     def experts_of_task(self) -> list[list[str]]:
@@ -108,12 +110,18 @@ class ResidentGeneration:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the engine was built for when it started; a generation with another layout needs a restart."""
+    """What the engine was built for when it started; a generation with another layout needs a restart.
+
+    `block_size` and `max_experts` are set where the layers' tables are made once, on a GPU.
+    """
 
     trunk_layers: int
     targets: tuple[str, ...]
+    block_size: int | None = None
+    max_experts: int = MAX_EXPERTS
 
     def check(self, manifest: Manifest) -> None:
+        """Raises BankMismatch."""
         found = (manifest.trunk_layers, set(manifest.targets) - set(self.targets))
         if found != (self.trunk_layers, set()):
             raise BankMismatch(
@@ -121,18 +129,28 @@ class Layout:
                 f"{list(manifest.targets)}, the engine was started for {self.trunk_layers} and {list(self.targets)}; "
                 "restart the server on this bank"
             )
+        size = manifest.block_size if self.block_size is None else self.block_size
+        if manifest.block_size != size or len(manifest.experts) > self.max_experts:
+            raise BankMismatch(
+                f"generation {manifest.generation} has {len(manifest.experts)} experts of block size "
+                f"{manifest.block_size}, the engine was started for at most {self.max_experts} of {size}; "
+                "restart the server on this bank"
+            )
 
 
 def _pack_all(
     bank: Bank, manifest: Manifest, membership: Tensor, dtype: torch.dtype, device: torch.device, with_mixtures: bool
-) -> dict[tuple[int, str], ProjectionExperts]:
+) -> dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
     for index, info in enumerate(manifest.experts):
         for site in expert_sites(bank.load_expert(manifest, info.id)):
             experts = blocks.setdefault((site.layer, site.target), [None] * len(manifest.experts))
             experts[index] = SparseBlocks(site.blocks, site.a, site.b)
+    dims = {key: manifest.base.target_dims(key[1]) for key in blocks}  # type: ignore[arg-type]
+    if fused.is_selected(device):
+        return {key: fused.rank_blocks(experts, dims[key], dtype, device) for key, experts in blocks.items()}
     return {
-        key: pack(experts, membership.bool(), manifest.base.target_dims(key[1]), dtype, device, with_mixtures)  # type: ignore[arg-type]
+        key: pack(experts, membership.bool(), dims[key], dtype, device, with_mixtures)
         for key, experts in blocks.items()
     }
 

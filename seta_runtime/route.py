@@ -11,9 +11,11 @@ Tokens of the base model, and of a generation without tasks, pay nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class PoolShape:
 
 
 class Router(nn.Module):
-    """Writes `state.groups` from the residual stream at layer m."""
+    """Writes `state.groups`, or on a GPU `state.fused`, from the residual stream at layer m."""
 
     def __init__(
         self, state: StepState, pool: Callable[[Tensor, Tensor, Tensor], Tensor], shape: PoolShape, stats: RoutingStats
@@ -49,10 +51,14 @@ class Router(nn.Module):
         self.shape = shape
         self.stats = stats
         self.decisions = Decisions()
+        self.key = next(_keys)
+        _routers[self.key] = self
 
     def forward(self, hidden: Tensor) -> None:
         """hidden `[T, d]`: the residual stream that enters layer m."""
         self.state.groups = []
+        if self.state.fused is not None:
+            self.state.fused.clear(len(hidden))
         slots = self.state.slots_of(len(hidden))
         members = self._members(slots)
         if not members:
@@ -63,6 +69,8 @@ class Router(nn.Module):
             weights, probabilities = generation.gate.judge(mine if rows is None else mine[rows])
             self.stats.add(generation, weights, probabilities)
             self._add_groups(generation, rows, weights, len(hidden))
+        if self.state.fused is not None:
+            self.state.fused.finish(len(hidden))
 
     def _members(self, slots: Tensor) -> list[tuple[ResidentGeneration, Tensor | None]]:
         """The step's generations and their rows; one that knows no task has nothing to decide."""
@@ -111,6 +119,9 @@ class Router(nn.Module):
         """Group one generation's tokens by what they need; weights `[n, columns]`, a zero row means base."""
         if self.decisions.is_watching:
             self.decisions.note(generation, rows, weights)
+        if self.state.fused is not None:
+            self.state.fused.write(self.state.slot_of(generation), rows, generation.expert_gates(weights))
+            return
         if generation.gate.is_mixture:
             self._add_mixture(generation, rows, weights)
             return
@@ -141,5 +152,27 @@ class RoutedDecoderLayer(nn.Module):
         self.router = router
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any) -> Any:
-        self.router(hidden_states if residual is None else hidden_states + residual)
+        stream = hidden_states if residual is None else hidden_states + residual
+        step = self.router.state.fused
+        if step is None:
+            self.router(stream)
+        else:
+            torch.ops.seta.route(stream, step.gates, step.counts, step.columns, self.router.key)
         return self.layer(positions, hidden_states, residual, **kwargs)
+
+
+_keys = itertools.count()
+_routers: WeakValueDictionary[int, Router] = WeakValueDictionary()
+
+
+def _route(hidden: Tensor, gates: Tensor, counts: Tensor, columns: Tensor, router: int) -> None:
+    """A router as one opaque operation, so that tracing goes past it: graphs have to be split here, as at attention."""
+    _routers[router](hidden)
+
+
+torch.library.define(
+    "seta::route", "(Tensor hidden, Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) columns, int router) -> ()"
+)
+for _device in ("CUDA", "CPU"):
+    torch.library.impl("seta::route", _device, _route)
+torch.library.register_fake("seta::route", lambda *_: None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from seta_runtime.ops.fused import FusedStep
 from seta_runtime.resident import ResidentGeneration
 
 
@@ -31,16 +32,20 @@ class StepState:
 
     `token_slots [T]` int64: the index of the token's generation in `slots`, -1 for the base model. Groups are empty
     below the trunk's end and in a step in which no expert is active: the routed layers then return the base output
-    untouched.
+    untouched. On a GPU the router leaves its decisions in `fused` instead, and there are no groups.
     """
 
     slots: list[ResidentGeneration | None]
     token_slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     groups: list[RoutedGroup] = field(default_factory=list)
+    fused: FusedStep | None = None
 
     def begin_step(self, token_slots: Tensor) -> None:
         self.token_slots = token_slots
         self.groups = []
+
+    def slot_of(self, generation: ResidentGeneration) -> int:
+        return next(slot for slot, held in enumerate(self.slots) if held is generation)
 
     def slots_of(self, num_tokens: int) -> Tensor:
         """The step's slots, -1 for tokens that pad the batch."""

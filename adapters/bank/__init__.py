@@ -12,12 +12,13 @@ from .errors import (
     BankTooLarge,
 )
 from .experts import ExpertSite, check_base, check_expert, check_finite, expert_sites
-from .info import TARGETS, BaseModelInfo, ExpertInfo, GateInfo, ObjectRef, ScoresInfo, Target, TaskInfo
+from .info import MAX_EXPERTS, TARGETS, BaseModelInfo, ExpertInfo, GateInfo, ObjectRef, ScoresInfo, Target, TaskInfo
 from .manifest import Manifest, check_grid
 from .store import Bank
 from .upkeep import Collected
 
 __all__ = [
+    "MAX_EXPERTS",
     "TARGETS",
     "Bank",
     "BankConflict",

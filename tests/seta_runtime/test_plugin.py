@@ -13,7 +13,7 @@ from adapters.bank import Bank
 from seta_runtime import plugin
 from seta_runtime.config import VLLM_VERSION, RuntimeConfig, UnsupportedEngine, seta_engine_args
 from tests.seta_runtime.engine import open_engine
-from tests.seta_runtime.random_bank import make_random_bank
+from tests.seta_runtime.random_bank import BLOCK_SIZE, make_random_bank
 from tests.tiny import make_tiny_model
 
 
@@ -84,9 +84,9 @@ def test_engines_that_cannot_route_are_refused(change: dict[str, object], messag
 @pytest.mark.parametrize(
     "section",
     [
-        {"bank": "b", "trunk_layers": 1, "targets": ["v_proj"], "surprise": 1},
-        {"bank": "b", "trunk_layers": -1, "targets": ["v_proj"]},
-        {"bank": "b", "trunk_layers": 1, "targets": []},
+        {"bank": "b", "trunk_layers": 1, "targets": ["v_proj"], "block_size": 32, "max_experts": 64, "surprise": 1},
+        {"bank": "b", "trunk_layers": -1, "targets": ["v_proj"], "block_size": 32, "max_experts": 64},
+        {"bank": "b", "trunk_layers": 1, "targets": [], "block_size": 32, "max_experts": 64},
     ],
 )
 def test_the_section_is_checked(section: dict[str, object]) -> None:
@@ -130,5 +130,6 @@ def test_engine_arguments_hold_the_banks_layout(tmp_path: Path) -> None:
     bank: Bank = make_random_bank(tmp_path / "bank", model, ("q_proj", "v_proj"))
     arguments = seta_engine_args(bank.manifest(), bank.root, 3)
     config = RuntimeConfig.of(SimpleNamespace(additional_config=arguments["additional_config"]))
-    assert config == RuntimeConfig(bank=bank.root.resolve(), trunk_layers=1, targets=("q_proj", "v_proj"))
+    expected = {"trunk_layers": 1, "targets": ("q_proj", "v_proj"), "block_size": BLOCK_SIZE, "max_experts": 64}
+    assert config == RuntimeConfig(bank=bank.root.resolve(), **expected)
     assert arguments["max_loras"] == arguments["max_cpu_loras"] == 3
