@@ -18,7 +18,7 @@ from adapters.learner import Learner, open_learner
 from adapters.learning_log import LearningLog, drop_if_published, latest_of_call
 from adapters.parallel import ALONE, Processes
 from adapters.progress import console
-from adapters.publish import Learned, publish
+from adapters.publish import Learned, changed_unmeasured, publish
 from adapters.recipe import recipe_sha256
 from adapters.settings import DEFAULT_RUN, LearnSettings, RunSettings
 from adapters.task_data import TaskData, Tasks, check_all
@@ -143,6 +143,13 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
         f"{scores[name].routing:.1f} % routed to it",
         highlight=False,
     )
+    unmeasured = changed_unmeasured(model, learned, names) if learning else []
+    if unmeasured:
+        console.print(
+            f"{', '.join(unmeasured)}: share sub-blocks with {name} that learned on, and were not measured; "
+            "give their held-out examples (--test)",
+            highlight=False,
+        )
 
 
 def _log(learner: Learner, name: str, recipe: str) -> LearningLog:

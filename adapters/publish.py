@@ -6,7 +6,7 @@ of it; the part that it shares has an id of its own (`adapters.split_on_share.sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -81,6 +81,13 @@ def publish(
     )
     bank.publish(manifest, make_current)
     return manifest
+
+
+def changed_unmeasured(model: RoutedModel, learned: Learned, names: Sequence[str]) -> list[str]:
+    """Earlier tasks that use a shared expert which is not what it was, and have no score."""
+    shared = (model.expert_tasks.get(expert_id, []) for expert_id in learned.changed)
+    touched = {names[task] for tasks in shared if len(tasks) > 1 for task in tasks}
+    return [name for name in names if name in touched and name not in learned.scores]
 
 
 def membership(model: RoutedModel, num_tasks: int) -> tuple[tuple[int, ...], ...]:

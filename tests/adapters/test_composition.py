@@ -13,6 +13,8 @@ from adapters.backbone import Backbone
 from adapters.bank import expert_sites
 from adapters.blocks import Block
 from adapters.composition import Composition, anchor, compose
+from adapters.evaluate import TaskScore
+from adapters.publish import Learned, changed_unmeasured
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
 from adapters.split_on_share import shared_id
@@ -88,6 +90,19 @@ def test_an_elastic_one_may_be_of_shared_experts_alone(model: RoutedModel) -> No
     composition = compose_with(model, row(0, 1, 2, 3))
     assert composition == Composition(frozenset(), {shared_id(["a", "c"]): "a.unique"})
     assert "a.unique" not in model.experts
+
+
+def test_older_tasks_whose_shared_experts_learned_are_named_unless_they_were_measured(model: RoutedModel) -> None:
+    """Task c shares with a, and with a and b: both are touched; with a alone, only a is."""
+    score = TaskScore(50.0, 100.0, 2)
+
+    def named(wanted: frozenset[Block], **scores: TaskScore) -> list[str]:
+        composition = compose_with(model, wanted)
+        changed = {*composition.parent_of, *composition.parent_of.values(), "c.unique"}
+        return changed_unmeasured(model, Learned("c", 2, changed, {"c": score, **scores}, {}), NAMES)
+
+    assert named(row(2, 3)) == ["a"]
+    assert named(row(6, 7), a=score) == ["b"]
 
 
 CHOICES = st.lists(
