@@ -84,9 +84,8 @@ def publish(
 
 
 def changed_unmeasured(model: RoutedModel, learned: Learned, names: Sequence[str]) -> list[str]:
-    """Earlier tasks that use a shared expert which is not what it was, and have no score."""
-    shared = (model.expert_tasks.get(expert_id, []) for expert_id in learned.changed)
-    touched = {names[task] for tasks in shared if len(tasks) > 1 for task in tasks}
+    """Tasks that use an expert which is not what it was, and have no score."""
+    touched = {names[task] for expert_id in learned.changed for task in model.expert_tasks.get(expert_id, [])}
     return [name for name in names if name in touched and name not in learned.scores]
 
 

@@ -1,10 +1,13 @@
 """Learning with Split-on-Share end to end: who holds which block, what may change and what may not (eq. 6-9)."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from adapters import learn as learn_module
 from adapters.backbone import Backbone
 from adapters.bank import Bank, Manifest
 from adapters.gate import load_gate
@@ -131,3 +134,20 @@ def test_a_later_task_writes_no_object_of_an_earlier_generation(shared_bank: Ban
     names = {n: {ref.object for ref in shared_bank.manifest(n).refs} for n in (1, 2, 3)}
     assert {f"{name}.safetensors" for found in names.values() for name in found} <= set(objects(shared_bank.root))
     assert shared_bank.gc(grace_seconds=0).num_files == 0, "nothing was written in vain"
+
+
+def test_an_older_task_that_was_not_measured_is_named(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where shared experts learn on; not where they stay as they are."""
+    said: dict[str, str] = {}
+    for sharing in ("elastic", "frozen"):
+        monkeypatch.setattr("adapters.learn.console", Console(file=io.StringIO(), width=200))
+        settings = ELASTIC.model_copy(update={"steps": 1, "sharing": sharing, "targets": ("v_proj",)})
+        learner = open_learner(tmp_path / sharing, tiny_model, settings)
+        for name in ("colours", "sums"):
+            learner.held_out.clear()
+            learn(learner, name, THREE[name], THREE_TEST[name])
+        said[sharing] = learn_module.console.file.getvalue()  # type: ignore[attr-defined]
+    expected = "colours: share sub-blocks with sums that learned on, and were not measured"
+    assert expected in said["elastic"] and expected not in said["frozen"]
