@@ -30,6 +30,7 @@ from .admin_models import (
     StoredObject,
     Uploaded,
 )
+from .bank_view import BankView, GenerationView
 from .bodies import parse, read_json_object
 from .errors import as_api_error
 from .openapi_parts import SECURITY_SCHEMES, add_headers
@@ -95,6 +96,18 @@ async def _order(request: Request, model: type[Order]) -> Order:
 async def list_generations(request: Request) -> GenerationList:
     """Every generation in memory or on disk: what serves, what is in flight, what it takes."""
     return await _administration(request).inventory.generations()
+
+
+@router.get("/generations/{generation}", responses=_errors(400, 404, 422), summary="Look into a generation")
+async def generation(request: Request, generation: Number) -> GenerationView:
+    """Its tasks, experts and accuracy: what would be known if it served."""
+    return await _administration(request).inventory.generation(generation)
+
+
+@router.get("/bank", responses=_errors(), summary="Show the bank")
+async def bank(request: Request) -> BankView:
+    """What the generation in service knows, and how the bank grew. The list may be some seconds old."""
+    return await _administration(request).inventory.bank()
 
 
 @router.get("/experts", responses=_errors(), summary="List experts")

@@ -53,6 +53,7 @@ class GenerationInfo(BaseModel):
 
 class GenerationList(BaseModel):
     serving: int
+    rollback_to: Annotated[int | None, Field(description="What a roll-back would serve; null: nothing served before.")]
     max_resident: Annotated[int, Field(description="Generations that may be in memory.")]
     base_in_flight: Annotated[int, Field(description="Requests to the base model.")]
     generations: list[GenerationInfo]

@@ -15,23 +15,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.bank import BankError
 
-from . import admin, health, metrics, model_list, openai
+from . import admin, bank_view, console, health, metrics, model_list, openai
 from .auth import OPEN_PATHS, Guard
 from .config import ServeConfig
 from .errors import ApiError, as_api_error, internal_error
 from .request_metrics import RequestMeter
 from .service import Service
 
-ROUTERS = tuple(part.router for part in (health, metrics, model_list, openai))
+ROUTERS = tuple(part.router for part in (health, metrics, model_list, bank_view, openai))
 
 
 def build_app(service: Service) -> FastAPI:
     """Deny by default: no docs, no schema, no redirects, only the routes included here, each behind the guard."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for router in ROUTERS:
+    for router in (*ROUTERS, console.router("chat.html")):
         app.include_router(router)
     config, access = service.config, service.access
-    open_paths = OPEN_PATHS | {"/metrics"} if config.open_metrics else OPEN_PATHS
+    open_paths = OPEN_PATHS | console.OPEN_PATHS | ({"/metrics"} if config.open_metrics else set())
     app.add_middleware(RequestMeter, requests=service.requests)
     origins = config.allow_origin
     app.add_middleware(Guard, keys=access.clients, others=access.admins, open_paths=open_paths, origins=origins)
@@ -40,7 +40,8 @@ def build_app(service: Service) -> FastAPI:
 
 
 def build_admin_app(service: Service) -> FastAPI:
-    """The app of the admin listener: every route needs an admin key, its OpenAPI document included."""
+    """The app of the admin listener: every route needs an admin key, its OpenAPI document included, but for the
+    console's files."""
     app = FastAPI(
         title="SETA administration",
         version=version("seta"),
@@ -50,8 +51,11 @@ def build_admin_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(admin.router)
+    app.include_router(metrics.router, include_in_schema=False)
+    app.include_router(console.router("admin.html"))
     app.openapi = lambda: admin.openapi(app)  # type: ignore[method-assign]
-    app.add_middleware(Guard, keys=service.access.admins, others=service.access.clients, open_paths=())
+    access = service.access
+    app.add_middleware(Guard, keys=access.admins, others=access.clients, open_paths=console.OPEN_PATHS)
     return _equip(app, service)
 
 

@@ -2,7 +2,7 @@
 
     request   {"seta": {"explain": true}} or {"seta": {"explain": "tokens"}}
     response  {"seta": {"generation", "base_weight", "tasks": [{name, weight}], "experts": [{id, kind, tasks, weight}],
-                        "tokens": [{id, text, part, base_weight, tasks}], "tokens_left_off"}}
+                        "tokens": [{id, text, part, base_weight, tasks, experts}], "tokens_left_off"}}
 
 A request that does not ask goes to vLLM's handler as it is. One that asks goes to the same handler on a view of the
 engine (`server.watching`) that has the worker keep its decisions and fetches them in the end. What they mean, and what
@@ -81,6 +81,13 @@ class ExpertWeight(_Strict):
     weight: float
 
 
+class TokenExpert(_Strict):
+    """An expert's part in one token; `ExpertWeight` tells what it is."""
+
+    id: str
+    weight: float
+
+
 class ListedToken(_Strict):
     """A token of the prompt, and the decision at it."""
 
@@ -88,6 +95,7 @@ class ListedToken(_Strict):
     text: str
     base_weight: float | None
     tasks: list[Weight] | None
+    experts: list[TokenExpert] | None
 
 
 class RouteUsage(_Strict):

@@ -84,9 +84,10 @@ def texts_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 def _one(manifest: Manifest | None, decision: Decision | None) -> dict[str, Any]:
     if decision is None:
-        return {"base_weight": None, "tasks": None}
+        return {"base_weight": None, "tasks": None, "experts": None}
     told = summarize(manifest, [decision])
-    return {"base_weight": told["base_weight"], "tasks": told["tasks"]}
+    experts = [{"id": expert["id"], "weight": expert["weight"]} for expert in told["experts"]]
+    return {"base_weight": told["base_weight"], "tasks": told["tasks"], "experts": experts}
 
 
 def _mean(decisions: Sequence[Decision]) -> dict[int, float]:

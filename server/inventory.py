@@ -5,9 +5,13 @@ import asyncio
 from adapters.bank import Bank, BankError, Manifest
 
 from .admin_models import ExpertList, ExpertShare, GenerationInfo, GenerationList, State
+from .bank_view import BankView, GenerationView, view
 from .generations import Generations, Resident
 from .operations import Operations
+from .polled import Polled
 from .routing_counts import RoutingCounts
+
+_ON_DISK_SECONDS = 5.0
 
 
 class Inventory:
@@ -18,6 +22,23 @@ class Inventory:
         self._generations = generations
         self._operations = operations
         self._tokens = tokens
+        self._on_disk: Polled[dict[int, Manifest]] = Polled(
+            self._read_disk, {}, "the bank's generations", min_age_seconds=_ON_DISK_SECONDS
+        )
+
+    async def bank(self) -> BankView:
+        """What serves and how the bank grew. Clients may ask, so the disk is read now and then only."""
+        await self._on_disk.refresh()
+        return view(self._generations.manifest, self._on_disk.value | self._generations.manifests)
+
+    async def generation(self, number: int) -> GenerationView:
+        """One generation, from memory or disk. Raises: BankError."""
+        manifest = self._generations.manifests.get(number)
+        return GenerationView.of(manifest or await asyncio.to_thread(self._bank.manifest, number))
+
+    async def _read_disk(self) -> dict[int, Manifest]:
+        manifests, _ = await asyncio.to_thread(_read_all, self._bank)
+        return manifests
 
     async def generations(self) -> GenerationList:
         on_disk, problems = await asyncio.to_thread(_read_all, self._bank)
@@ -25,6 +46,7 @@ class Inventory:
         manifests = on_disk | self._generations.manifests
         return GenerationList(
             serving=self._generations.current,
+            rollback_to=self._operations.rollback_to,
             max_resident=self._operations.max_resident,
             base_in_flight=self._generations.base_in_flight,
             generations=[

@@ -65,6 +65,14 @@ class Operations:
         self._tidying: asyncio.Task[None] | None = None
         generations.on_idle = self._on_idle
 
+    @property
+    def rollback_to(self) -> int | None:
+        """What `rollback` would serve now; None if nothing served before."""
+        try:
+            return self._before(self._generations.current)
+        except ApiError:
+            return None
+
     async def start(self) -> None:
         """Load the bank's current generation and serve it. Raises: BankError."""
         manifest = await asyncio.to_thread(self._bank.manifest)

@@ -12,6 +12,7 @@ import pytest
 
 from adapters.bank import Bank, Manifest
 from adapters.bank.archive import packed_bytes
+from server import console
 from server.access import Access
 from server.admin import PREFIX
 from server.app import build_admin_app
@@ -81,6 +82,7 @@ def test_list_generations(admin: Admin) -> None:
     admin.house.ask("demo-base")
     answer = admin.ask("GET", "/generations").json()
     assert (answer["serving"], answer["max_resident"], answer["base_in_flight"]) == (4, 2, 1)
+    assert answer["rollback_to"] == 3
     assert answer["problems"] == []
     assert [one["generation"] for one in answer["generations"]] == [0, 1, 2, 3, 4, 5]
     manifest = admin.house.bank.manifest(4)
@@ -134,8 +136,10 @@ def test_activate_and_roll_back(admin: Admin) -> None:
     refused = admin.post("/activate", generation=3, expected_generation=4)
     assert code_of(refused, 409) == "generation_mismatch"
     assert refused.json()["error"]["details"] == {"serving": 5}
+    assert admin.ask("GET", "/generations").json()["rollback_to"] == 4
     answer = admin.post("/rollback").json()
     assert (answer["serving"], answer["previous"]) == (4, 5)
+    assert admin.ask("GET", "/generations").json()["rollback_to"] == 3
     assert admin.house.bank.current() == 4
 
 
@@ -340,7 +344,7 @@ def test_every_route_needs_an_admin_key(bank: Bank) -> None:
     clients, admins = (KeyRing(key, lambda key=key: line_for("somebody", key)) for key in (KEY, ADMIN_KEY))  # type: ignore[misc]
     house.service.access = Access(clients, admins)
     house.service.serving = None
-    assert_every_route_needs_a_key(build_admin_app(house.service), ADMIN_KEY, KEY, set())
+    assert_every_route_needs_a_key(build_admin_app(house.service), ADMIN_KEY, KEY, set(console.OPEN_PATHS))
 
 
 class TestOpenApi:
@@ -351,7 +355,9 @@ class TestOpenApi:
             for path in (
                 "/generations",
                 "/generations/missing",
+                "/generations/{generation}",
                 "/generations/{generation}/pin",
+                "/bank",
                 "/experts",
                 "/activate",
                 "/rollback",

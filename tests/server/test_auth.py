@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
+from server import console
 from server.access import Access
 from server.app import build_app
 from server.auth import Guard, tenant_of
@@ -18,6 +19,7 @@ from server.service import Service
 from tests.server.routes import assert_every_route_needs_a_key, bearer, statuses
 
 KEY, ADMIN_KEY = "seta-Alices-key", "seta-Roots-key"
+OPEN = {"/health", "/ready"} | console.OPEN_PATHS
 
 
 def ring(**keys: str) -> KeyRing:
@@ -42,12 +44,12 @@ def call(app: Any, path: str = "/v1/models", method: str = "GET", **options: Any
 
 
 def test_every_route_needs_a_key_but_for_the_written_list(access: Access, tmp_path: Path) -> None:
-    assert_every_route_needs_a_key(app_with(access, tmp_path), KEY, ADMIN_KEY, {"/health", "/ready"})
+    assert_every_route_needs_a_key(app_with(access, tmp_path), KEY, ADMIN_KEY, OPEN)
 
 
 def test_metrics_are_open_by_choice_only(access: Access, tmp_path: Path) -> None:
     app = app_with(access, tmp_path, open_metrics=True)
-    assert_every_route_needs_a_key(app, KEY, ADMIN_KEY, {"/health", "/ready", "/metrics"})
+    assert_every_route_needs_a_key(app, KEY, ADMIN_KEY, OPEN | {"/metrics"})
 
 
 def test_a_route_nobody_thought_of_is_closed(access: Access, tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_route_nobody_thought_of_is_closed(access: Access, tmp_path: Path) -> 
     async def debug() -> str:
         return "everything"
 
-    assert_every_route_needs_a_key(app, KEY, ADMIN_KEY, {"/health", "/ready"})
+    assert_every_route_needs_a_key(app, KEY, ADMIN_KEY, OPEN)
     assert call(app, "/debug", headers=bearer(KEY)).json() == "everything"
 
 
@@ -81,6 +83,12 @@ def test_the_walk_fails_for_an_open_route(access: Access) -> None:
         "/Health",
         "/health%2f",
         "/v1/models?x=/health",
+        "/console/",
+        "/console/chat.html",
+        "/console/../v1/models",
+        "/console/vendor/../../auth.py",
+        "/console/%2e%2e/auth.py",
+        "/console//client.js",
     ],
 )
 def test_no_other_spelling_of_an_open_path_is_open(access: Access, tmp_path: Path, path: str) -> None:
@@ -155,7 +163,7 @@ class TestWithoutKeys:
 
     @pytest.mark.parametrize("headers", [{}, bearer("none"), bearer("sk-whatever"), {"authorization": "x"}])
     def test_any_key_or_none_will_do(self, tmp_path: Path, headers: dict[str, str]) -> None:
-        assert not {401, 403} & set(statuses(app_with(Access(), tmp_path), headers).values())
+        assert not {401, 403} & set(statuses(app_with(Access(), tmp_path), headers, without=OPEN).values())
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:80", "[::1]", "[::1]:9"])
     def test_the_machines_own_names(self, tmp_path: Path, host: str) -> None:

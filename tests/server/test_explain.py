@@ -231,6 +231,11 @@ class TestWatching:
             ("d", "answer", 0.0, sums),
             ("e", "answer", 0.0, shouts),
         ]
+        assert told["tokens"][1]["experts"] == []
+        assert told["tokens"][4]["experts"] == [
+            {"id": "both.shared", "weight": 1.0},
+            {"id": "shouts.unique", "weight": 1.0},
+        ]
 
     @pytest.mark.parametrize("manifest", [None, SimpleNamespace(**(vars(MANIFEST) | {"tasks": []}))])
     def test_nobody_asks_the_worker_about_base(self, manifest: Any) -> None:
