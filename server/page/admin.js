@@ -17,4 +17,4 @@ const views = [
 const watch = async () => `generation ${(await getJson(`${ADMIN}generations`)).serving}`;
 
 applyTheme();
-render(html`<${Shell} title="SETA administration" keyName="Admin key" views=${views} watch=${watch} />`, document.body);
+render(html`<${Shell} title="SETA admin" keyName="Admin key" views=${views} watch=${watch} />`, document.body);

@@ -2,10 +2,22 @@
 import { getJson } from "./api.js";
 import { manifestOf, upload } from "./archive.js";
 import { Change } from "./change.js";
+import { hueOf } from "./experts.js";
 import { bytes, html, percent, plural, useEffect, useRef, useState } from "./ui.js";
 
 export const ADMIN = "admin/v1/";
-const generation = (number) => getJson(`${ADMIN}generations/${number}`);
+
+// One generation; its experts get their colours in the order that the bank has them.
+async function generation(number) {
+  const found = await getJson(`${ADMIN}generations/${number}`);
+  found.experts.forEach((expert) => hueOf(expert.id));
+  return found;
+}
+
+async function compare(serving, number) {
+  const from = await generation(serving);
+  return [from, await generation(number)];
+}
 
 function Dialog({ title, onClose, children }) {
   const dialog = useRef();
@@ -25,7 +37,9 @@ export function Switch({ order, number, serving, inFlight, onDone, onClose }) {
   const [both, setBoth] = useState(null);
   const [error, setError] = useState(null);
   const [isGiven, setGiven] = useState(false);
-  useEffect(() => void Promise.all([generation(serving), generation(number)]).then(setBoth, setError), []);
+  useEffect(() => {
+    compare(serving, number).then(setBoth, setError);
+  }, []);
   const give = async () => {
     setGiven(true);
     setError(null);
@@ -87,7 +101,7 @@ export function Upload({ serving, onDone, onClose }) {
   const close = () => (share === null ? onClose() : sending.current.abort());
   return html`
     <${Dialog} title="Upload a generation" onClose=${close}>
-      <label class="file">An archive, as <code>seta bank export</code> writes it
+      <label class="file"><span>An archive, as <code>seta bank export</code> writes it</span>
         <input type="file" accept=".tar,application/x-tar" onChange=${choose} disabled=${share !== null} /></label>
       ${chosen && html`<${Contents} ...${chosen} />`}
       ${share !== null && html`<progress value=${share} max="1">${percent(share)}</progress>`}
@@ -105,6 +119,6 @@ function Contents({ file, manifest, missing, from }) {
   return html`
     <p>${missing.is_in_bank
       ? `Generation ${manifest.generation} is in the bank already.`
-      : `Generation ${manifest.generation}, ${bytes(file.size)} to send; the bank lacks ${plural(missing.objects.length, "object")} (${bytes(lacking)}) of it. Nothing serves it until it is activated; compared with what serves now:`}</p>
+      : `Generation ${manifest.generation}, ${bytes(file.size)} to send; ${lacking ? `${bytes(lacking)} of it are new to the bank` : "the bank has all of its parts"}. It serves nobody until it is activated. Compared with what serves now:`}</p>
     ${!missing.is_in_bank && html`<${Change} from=${from} to=${manifest} />`}`;
 }

@@ -79,6 +79,7 @@ class Stage:
     """The two apps, with the engine's routes played."""
 
     def __init__(self, root: Path, has_keys: bool) -> None:
+        house.MAX_UPLOAD_BYTES = 64 << 20
         self.house = house.House(Bank.open(root), max_resident=3, current=4)
         serving = self.house.service.serving
         assert serving is not None
