@@ -33,8 +33,9 @@ class Inventory:
 
     async def generation(self, number: int) -> GenerationView:
         """One generation, from memory or disk. Raises: BankError."""
-        manifest = self._generations.manifests.get(number)
-        return GenerationView.of(manifest or await asyncio.to_thread(self._bank.manifest, number))
+        resident = self._generations.residents.get(number)
+        manifest = resident.manifest if resident else await asyncio.to_thread(self._bank.manifest, number)
+        return GenerationView.of(manifest)
 
     async def _read_disk(self) -> dict[int, Manifest]:
         manifests, _ = await asyncio.to_thread(_read_all, self._bank)
