@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.bank import Bank, BankNotFound, BaseModelInfo, Manifest
+from adapters.bank import Bank, BankConflict, BankNotFound, BaseModelInfo, Manifest
 from adapters.bank.info import MAX_OBJECT_BYTES
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.data import DataError, TaskPrompt, Tokens, read_task_prompts, render_prompt
@@ -72,11 +72,19 @@ def import_lora(
     layout = layout_for(bank_dir, base, adapter, task, settings)
 
     learner = open_learner(bank_dir, model, layout)
+    with learner.bank.learning():
+        if learner.bank.manifest() != learner.manifest:
+            raise BankConflict("the bank has another generation since the import began; run it again")
+        return _import(learner, adapter, task, prompts, settings)
+
+
+def _import(
+    learner: Learner, adapter: Adapter, task: str, prompts: Sequence[TaskPrompt], settings: ImportSettings
+) -> Imported:
     expert = to_expert(adapter.deltas, learner.manifest.block_size)
     expert_id, index = f"{task}.unique", len(learner.manifest.tasks)
     learner.model.add(expert_id, expert, [index], dtype_of(expert))
     learner.model.freeze(expert_id)
-
     fitted, held = _rendered(learner, prompts, settings)
     data = prepare_tokens(learner.backbone, fitted, learner.manifest.trunk_layers, learner.gate, task)
     assert isinstance(learner.gate, AnalyticGate), "layout_for refuses others"

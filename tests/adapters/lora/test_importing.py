@@ -10,13 +10,14 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adapters.backbone import Backbone
-from adapters.bank import Bank, Manifest
+from adapters.bank import Bank, BankConflict, Manifest
 from adapters.bank.cli import app
 from adapters.base_model import fingerprint
 from adapters.data import DataError, Example, render_chat
 from adapters.gate import load_gate
 from adapters.generate import Always, generate
-from adapters.learn import learn_tasks, open_learner
+from adapters.learn import learn_tasks
+from adapters.learner import open_learner
 from adapters.lora.config import LoraError
 from adapters.lora.importing import Imported, ImportSettings, import_lora
 from adapters.routed import RoutedModel
@@ -186,6 +187,25 @@ def test_answers_that_are_given_are_taken(model: Path, lora: Path, tmp_path: Pat
     path = write_prompts(tmp_path / "p.jsonl", rows)
     done = import_lora(tmp_path / "bank", str(model), lora, "sums", path, NEW)
     assert len(asked) == done.manifest.tasks[0].num_test == 2
+
+
+def test_nobody_learns_into_the_bank_meanwhile(
+    old_bank: Path, model: Path, lora: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the import would build on a generation that is not the bank's any more, and leave out what was learned."""
+    path = copy_of(old_bank, tmp_path / "bank")
+    with Bank.open(path).learning(), pytest.raises(BankConflict, match="another process is learning"):
+        import_lora(path, str(model), lora, "sums", prompts, NEW)
+
+    def open_and_move(*arguments: Any) -> Any:
+        learner = open_learner(*arguments)
+        learner.bank.set_current(0)
+        return learner
+
+    monkeypatch.setattr("adapters.lora.importing.open_learner", open_and_move)
+    with pytest.raises(BankConflict, match="another generation since the import began; run it again"):
+        import_lora(path, str(model), lora, "sums", prompts, NEW)
+    assert Bank.open(path).generations() == [0, 1]
 
 
 # What is refused, before anything is written.
