@@ -51,7 +51,8 @@ def build_admin_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(admin.router)
-    app.include_router(metrics.router, include_in_schema=False)
+    for router in (health.router, metrics.router):  # for the console; behind a key like the rest
+        app.include_router(router, include_in_schema=False)
     app.include_router(console.router("admin.html"))
     app.openapi = lambda: admin.openapi(app)  # type: ignore[method-assign]
     access = service.access

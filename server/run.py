@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from . import preflight
+from . import console, preflight
 from .access import Access
 from .activations import MeteredOperations
 from .admin import PREFIX
@@ -203,9 +203,11 @@ class Process:
             f"ready in {self._seconds:.1f} s at http://{host}:{config.port}/v1: "
             f"{name} is generation {serving.generations.current}; also {', '.join(others)}"
         )
+        self._terminal.say(f"console at http://{host}:{config.port}{console.PATH}")
         if config.admin_address is not None:
             no_key = " (no admin key is configured: this machine only)" if self._service.access.admins is None else ""
-            self._terminal.say("administration at http://{}:{}{}{}".format(*config.admin_address, PREFIX, no_key))
+            address = "http://{}:{}".format(*config.admin_address)
+            self._terminal.say(f"administration at {address}{PREFIX}, console at {address}{console.PATH}{no_key}")
 
     @property
     def _seconds(self) -> float:

@@ -1,10 +1,9 @@
 // The page on the administrators' listener. It shows no text that a model wrote.
-import { getJson } from "./api.js";
 import { BankView } from "./bank.js";
 import { GenerationsView } from "./generations.js";
 import { LiveView } from "./live.js";
 import { ADMIN } from "./orders.js";
-import { Shell } from "./shell.js";
+import { Shell, readiness } from "./shell.js";
 import { applyTheme } from "./theme.js";
 import { html, render } from "./ui.js";
 
@@ -14,7 +13,5 @@ const views = [
   { id: "live", title: "Live", show: (props) => html`<${LiveView} ...${props} />` },
 ];
 
-const watch = async () => `generation ${(await getJson(`${ADMIN}generations`)).serving}`;
-
 applyTheme();
-render(html`<${Shell} title="SETA admin" keyName="Admin key" views=${views} watch=${watch} />`, document.body);
+render(html`<${Shell} title="SETA admin" keyName="Admin key" views=${views} watch=${readiness} />`, document.body);

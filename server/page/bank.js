@@ -5,6 +5,8 @@ import { Growth } from "./growth.js";
 import { bytes, date, html, plural, useEffect, useState } from "./ui.js";
 
 const EVERY_MILLISECONDS = 15000;
+const MOST_TASKS = 40; // a bank may have a thousand; the latest are drawn
+const MOST_EXPERTS = 60;
 
 export function BankView({ path, isOpen, onKeyProblem }) {
   const [bank, setBank] = useState(null);
@@ -29,8 +31,10 @@ export function BankView({ path, isOpen, onKeyProblem }) {
     <div class="page bank">
       <${Summary} serving=${bank.serving} />
       <${Composition} serving=${bank.serving} />
-      <${Growth} generations=${bank.generations} serving=${bank.serving.generation} />
-      <${Accuracy} serving=${bank.serving} />
+      <div class="column">
+        <${Growth} generations=${bank.generations} serving=${bank.serving.generation} />
+        <${Accuracy} serving=${bank.serving} />
+      </div>
     </div>`;
 }
 
@@ -52,13 +56,17 @@ function Summary({ serving }) {
 
 // Rows are tasks, columns experts; a filled cell: this task runs that expert.
 function Composition({ serving }) {
-  const { tasks, experts } = serving;
+  const tasks = serving.tasks.slice(-MOST_TASKS);
+  const names = new Set(tasks.map((task) => task.name));
+  const experts = serving.experts.filter((expert) => expert.tasks.some((name) => names.has(name))).slice(-MOST_EXPERTS);
   if (!tasks.length) return html`<p class="soft">No task has been learned yet: every answer is the base model's.</p>`;
   const widest = Math.max(...experts.map((expert) => expert.object_bytes));
   return html`
     <section class=${experts.length > 6 ? "wide" : ""}>
       <h2>Tasks and experts</h2>
-      <p class="soft">A filled cell: tokens of this task run that expert. A column with several cells is a shared expert.</p>
+      <p class="soft">A filled cell: tokens of this task run that expert. A column with several cells is a shared expert.
+        ${(tasks.length < serving.tasks.length || experts.length < serving.experts.length) &&
+        ` The last ${tasks.length} of ${serving.tasks.length} tasks, with ${experts.length} of ${serving.experts.length} experts.`}</p>
       <div class="scroll">
         <table class="matrix">
           <thead>
@@ -88,8 +96,11 @@ function Composition({ serving }) {
 
 // Row i: after learning task i. Forgetting would show as a column that fades downwards.
 function Accuracy({ serving }) {
-  const { tasks, accuracy_matrix: rows } = serving;
-  if (!rows.length) return null;
+  const { accuracy_matrix: all } = serving;
+  if (!all.length) return null;
+  const first = Math.max(0, serving.tasks.length - MOST_TASKS);
+  const tasks = serving.tasks.slice(first);
+  const rows = all.slice(first).map((row) => row.slice(first));
   return html`
     <section>
       <h2>Accuracy as tasks were learned</h2>

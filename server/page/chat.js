@@ -3,8 +3,9 @@ import { getJson } from "./api.js";
 import { BASE, paint } from "./experts.js";
 import { messagesOf, newTurn, run, runRoute } from "./conversation.js";
 import { Turn } from "./turn.js";
-import { html, useEffect, useMemo, useRef, useState } from "./ui.js";
+import { html, useCallback, useEffect, useMemo, useRef, useState } from "./ui.js";
 
+const FOLLOWED_PIXELS = 160; // who has scrolled further up than this is reading
 const DEFAULTS = { model: "", max_tokens: 256, temperature: 0, remembers: true };
 
 export function Chat({ onKeyProblem, experts }) {
@@ -29,6 +30,9 @@ export function Chat({ onKeyProblem, experts }) {
   };
   const ask = (question, kind) => start(newTurn(question, kind), turns);
   const retry = (turn) => start(newTurn(turn.question, turn.kind), turns.filter((one) => one.id !== turn.id));
+  const latest = useRef();
+  latest.current = retry;
+  const onRetry = useCallback((turn) => latest.current(turn), []);
   const stop = () => running.current?.abort();
 
   useEffect(() => {
@@ -36,14 +40,18 @@ export function Chat({ onKeyProblem, experts }) {
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, [isRunning]);
-  useEffect(() => end.current.scrollIntoView({ block: "end" }), [turns]);
+  useEffect(() => {
+    const { scrollHeight, scrollTop, clientHeight } = end.current.parentElement;
+    const isFollowing = scrollHeight - scrollTop - clientHeight < FOLLOWED_PIXELS || turns.at(-1)?.answer === "";
+    if (isFollowing) end.current.scrollIntoView({ block: "end" });
+  }, [turns]);
   useEffect(() => stop, []);
 
   return html`
     <section class="chat" aria-label="Chat">
       <div class="turns">
         ${turns.length === 0 && html`<${Welcome} ask=${ask} experts=${experts} />`}
-        ${turns.map((turn) => html`<${Turn} key=${turn.id} turn=${turn} highlight=${highlight} onRetry=${retry} />`)}
+        ${turns.map((turn) => html`<${Kept} key=${turn.id} turn=${turn} highlight=${highlight} onRetry=${onRetry} />`)}
         <div ref=${end} class="end" />
       </div>
       <div class="dock">
@@ -52,6 +60,11 @@ export function Chat({ onKeyProblem, experts }) {
         <${Options} options=${options} setOptions=${setOptions} clear=${turns.length > 0 && !isRunning && (() => setTurns([]))} />
       </div>
     </section>`;
+}
+
+// A turn is drawn anew only when it changes: a long conversation must not slow an answer down.
+function Kept({ turn, highlight, onRetry }) {
+  return useMemo(() => html`<${Turn} turn=${turn} highlight=${highlight} onRetry=${onRetry} />`, [turn, highlight]);
 }
 
 function Welcome({ experts }) {

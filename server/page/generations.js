@@ -3,7 +3,7 @@ import { getJson, send } from "./api.js";
 import { ADMIN, Problem, Switch, Upload } from "./orders.js";
 import { bytes, date, html, plural, useEffect, useState } from "./ui.js";
 
-const EVERY_MILLISECONDS = 2500;
+const EVERY_MILLISECONDS = 4000;
 const COLUMNS = ["generation", "state", "tasks", "running", "memory", "disk", "created", ""];
 
 export function GenerationsView({ isOpen, onKeyProblem }) {

@@ -1,5 +1,5 @@
 // What the scrapes of the last minutes say: rates, quantiles and shares over a sliding window.
-import { buckets, parse, quantile, samples, since, total } from "./prometheus.js";
+import { buckets, parse, quantile, risen, samples, total } from "./prometheus.js";
 
 export const EVERY_SECONDS = 2;
 const WINDOW_SECONDS = 20;
@@ -54,8 +54,8 @@ function pointOf(before, now) {
   const point = { at: now.at, inFlight: total(now.values, "seta_requests_in_flight"), queued: total(now.values, "seta_requests_queued") };
   if (!before || before.at === now.at) return point;
   const seconds = now.at - before.at;
-  const rise = (name, wanted) => Math.max(0, (total(now.values, name, wanted) ?? 0) - (total(before.values, name, wanted) ?? 0));
-  const between = (name) => since(buckets(now.values, name), buckets(before.values, name));
+  const rise = (name, wanted) => risen(now.values, before.values, name, wanted).reduce((sum, { value }) => sum + value, 0);
+  const between = (name) => buckets(risen(now.values, before.values, `${name}_bucket`));
   const firstToken = between("seta_time_to_first_token_seconds");
   const gaps = between("seta_inter_token_latency_seconds");
   const [base, routed] = [rise("seta_base_tokens_total"), rise("seta_routed_tokens_total")];
@@ -80,8 +80,8 @@ export function byGeneration(values) {
   return numbers.map((generation) => {
     const wanted = { generation };
     const [base, routed] = [total(values, "seta_base_tokens_total", wanted), total(values, "seta_routed_tokens_total", wanted) ?? 0];
-    const firstToken = buckets(values, "seta_time_to_first_token_seconds", wanted);
-    const gaps = buckets(values, "seta_inter_token_latency_seconds", wanted);
+    const firstToken = buckets(samples(values, "seta_time_to_first_token_seconds_bucket", wanted));
+    const gaps = buckets(samples(values, "seta_inter_token_latency_seconds_bucket", wanted));
     const decided = total(values, "seta_gate_entropy_nats_count", wanted);
     const mean = (name) => (decided ? total(values, `${name}_sum`, wanted) / total(values, `${name}_count`, wanted) : null);
     return {

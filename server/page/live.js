@@ -53,7 +53,7 @@ function Tiles({ history }) {
     ["requests", point.requests === undefined ? "–" : `${point.requests.toFixed(1)} / s`],
     ["running, waiting", `${point.inFlight ?? 0}, ${point.queued ?? 0}`],
     ["first token, 95 %", milliseconds(point.firstToken95 ?? null)],
-    ["between tokens, 95 %", milliseconds(point.gap95 ?? null)],
+    ["token gap, 95 %", milliseconds(point.gap95 ?? null)],
     ["base model's share", point.baseShare == null ? "–" : percent(point.baseShare / 100)],
   ];
   return html`<dl class="tiles">${tiles.map(([name, value]) => html`<div class="panel"><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;

@@ -26,20 +26,24 @@ export function total(scrape, name, wanted = {}) {
   return found.length ? found.reduce((sum, { value }) => sum + value, 0) : null;
 }
 
-// Cumulative counts of a histogram by upper bound, over all series that match.
-export function buckets(scrape, name, wanted = {}) {
+// By how much each sample of `now` has risen since `before`. One that is new, or began again, rose from zero; one that
+// has gone, with the generation it was of, does not count.
+export function risen(now, before, name, wanted = {}) {
+  const old = new Map(samples(before, name, wanted).map(({ labels, value }) => [JSON.stringify(labels), value]));
+  return samples(now, name, wanted).map(({ labels, value }) => {
+    const from = old.get(JSON.stringify(labels)) ?? 0;
+    return { labels, value: value < from ? value : value - from };
+  });
+}
+
+// Cumulative counts by upper bound, over all series of a histogram's `_bucket` samples.
+export function buckets(found) {
   const counts = new Map();
-  for (const { labels, value } of samples(scrape, `${name}_bucket`, wanted)) {
+  for (const { labels, value } of found) {
     const bound = labels.le === "+Inf" ? Infinity : Number(labels.le);
     counts.set(bound, (counts.get(bound) ?? 0) + value);
   }
   return counts;
-}
-
-// What came between two scrapes. A series that began again, or left with its generation, counts from zero.
-export function since(now, before) {
-  const isReset = [...now].some(([bound, count]) => count < (before.get(bound) ?? 0));
-  return isReset ? now : new Map([...now].map(([bound, count]) => [bound, count - (before.get(bound) ?? 0)]));
 }
 
 // Linear within a bucket, as Prometheus' histogram_quantile; null if nothing was counted.

@@ -9,7 +9,7 @@ const THEME_SIGNS = { system: "◐", light: "☀", dark: "☾" };
 // `views`: [{id, title, show}]. A view's `show` gets what to call when the server does not take the key.
 export function Shell({ title, keyName, views, watch }) {
   const [view, open] = useView(views);
-  const [problem, setProblem] = useState(null); // undefined-like null: the key is not asked for
+  const [problem, setProblem] = useState(null); // null: the key is not asked for
   const [generationOfKey, setGenerationOfKey] = useState(0);
   useEffect(() => onKeyChange(() => setGenerationOfKey((n) => n + 1)), []);
   const onKeyProblem = (error) => setProblem((old) => old ?? { error });
@@ -45,9 +45,10 @@ function Tabs({ views, view, open }) {
   const onKeyDown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const at = (views.findIndex(({ id }) => id === view) + step + views.length) % views.length;
+    const tabs = [...bar.current.children];
+    const at = (tabs.indexOf(event.target) + step + tabs.length) % tabs.length;
     open(views[at].id);
-    bar.current.children[at].focus();
+    tabs[at].focus();
   };
   return html`
     <nav class="tabs" role="tablist" ref=${bar} onKeyDown=${onKeyDown}>

@@ -32,6 +32,7 @@ KEY, ADMIN_KEY = "seta-Alices-key", "seta-Roots-key"
 WORDS = {"smart-home": 0, "licence": 1, "diagnosis": 2, "food": 3}
 ANSWERS = {0: "HassMediaPlayerMute", 1: "LGPL-2.1-or-later", 2: "neoplasm", 3: "poultry"}
 TALK = "The capital of France is Paris. It lies on the Seine, and more than two million people live there. "
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> "
 SECONDS_PER_TOKEN = 0.03
 _TOKEN = re.compile(r"<\|\w+\|>| ?[^\W\d_]{1,6}| ?\d| ?[^\w\s]|\s|_")
 
@@ -48,8 +49,8 @@ class Script:
         self.task = wanted if wanted is not None and wanted < len(manifest.tasks) else None
         text = "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in messages)
         self.prompt = self._decided(text + "<|im_start|>assistant\n", "prompt", question)
-        repeats = 30 if "long" in question else 1
-        self.answer = self._decided(TALK * repeats if self.task is None else ANSWERS[self.task], "answer", question)
+        talk = HOSTILE if "hostile" in question else TALK * (30 if "story" in question else 1)
+        self.answer = self._decided(talk if self.task is None else ANSWERS[self.task], "answer", question)
 
     def _decided(self, text: str, part: str, question: str) -> list[Token]:
         """The gate knows the task from the word on that names it; the template belongs to nobody."""
