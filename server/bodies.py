@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 
 import pydantic_core
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from .errors import ApiError
 
+_STUMBLES = (AttributeError, TypeError, KeyError, IndexError)
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -45,8 +46,29 @@ def client_closed() -> ApiError:
 
 
 def parse(model: type[Model], body: dict[str, Any]) -> Model:
-    """The body as vLLM's request model. Raises: pydantic's ValidationError, or vLLM's own."""
-    return model.model_validate(body)
+    """The body as vLLM's request model. Raises: pydantic's ValidationError, or vLLM's own; ApiError 400."""
+    try:
+        return model.model_validate(body)
+    except _STUMBLES as error:
+        raise _misfit(model, body) from error
+
+
+def _misfit(model: type[Model], body: dict[str, Any]) -> ApiError:
+    """The first field that is not of its type.
+
+    Some of vLLM's validators look into a field before its type has been checked, and stumble over what they find.
+    """
+    for name, field in model.model_fields.items():
+        if name not in body:
+            continue
+        try:
+            TypeAdapter[Any](field.annotation).validate_python(body[name])  # type: ignore[arg-type]
+        except ValidationError as error:
+            reason = error.errors(include_input=False, include_context=False)[0]["msg"]
+            return ApiError(400, f"{name}: {reason}", param=name, code="invalid_value")
+        except _STUMBLES:
+            return ApiError(400, f"{name}: It cannot be read", param=name, code="invalid_value")
+    return ApiError(400, "The fields do not fit together", code="invalid_value")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -41,6 +41,12 @@ _STATUSES = {
     500: "The server failed; its log says why.",
     503: "Loading, stopping, or the engine is dead.",
 }
+_EVENT: dict[str, Any] = {
+    "description": "Of each event.",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "A piece of the answer, or an error; [DONE] at the end."}},
+}
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -152,7 +158,7 @@ def _describe_exchange(operation: dict[str, Any], exchange: Exchange, refs: Refs
         operation["responses"][str(status)] = _error(status)
     taken = [refs[model, "validation"] for model in exchange.takes]
     given = {"application/json": {"schema": refs[exchange.gives, "serialization"]}}
-    stream = {"text/event-stream": {"schema": {"type": "string"}}} if exchange.streams else {}
+    stream = {"text/event-stream": {"schema": _EVENT}} if exchange.streams else {}
     body = {"schema": taken[0] if len(taken) == 1 else {"anyOf": taken}}
     operation["requestBody"] = {"required": True, "content": {"application/json": body}}
     generation = {"x-seta-generation": header("The generation that answered, or 'base'.", type="string")}
