@@ -6,6 +6,7 @@ float32, so that an answer does not depend on which other requests share its bat
 import asyncio
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from adapters.admin_client import AdminClient, AdminError
@@ -17,6 +18,7 @@ NUM_CLIENTS = 16
 NUM_REQUESTS = 500
 NUM_ORDERS = 20
 PAUSE_SECONDS = 0.7
+ANSWER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def test_nobody_fails_and_every_answer_is_its_own_generations(start: Start, prom
     with crowd.running():
         crowd.wait_for(NUM_REQUESTS // 2)
         calm = list(crowd.seen)
-        orders, num_refused = give_orders(live)
+        orders, num_refused = give_orders(live, crowd)
         while len(crowd.seen) < len(calm) + NUM_REQUESTS:
             time.sleep(0.05)
     busy = crowd.seen[len(calm) :]
@@ -57,15 +59,16 @@ def alone_of(live: Live, number: int, prompts: list[str]) -> dict[str, list[int]
     return {prompt: seen.tokens for prompt, seen in asyncio.run(answers(live.url, NAME, prompts)).items()}
 
 
-def give_orders(live: Live) -> tuple[list[Order], int]:
+def give_orders(live: Live, crowd: Crowd) -> tuple[list[Order], int]:
     """Activations of any generation, every fourth order a rollback; a 429 is tried again, as its sender would."""
     rng, admin = random.Random(1), live.admin
     orders, num_refused = [Order(live.serving, time.monotonic(), time.monotonic())], 0
     while len(orders) <= NUM_ORDERS:
         time.sleep(PAUSE_SECONDS)
+        wait_for_an_answer(crowd, orders[-1])
         sent = time.monotonic()
         try:
-            change = one_order(admin, rng, orders[-1].generation, is_rollback=len(orders) % 4 == 0)
+            change = one_order(admin, rng, orders, is_rollback=len(orders) % 4 == 0)
         except AdminError as error:
             assert error.code == "too_many_generations", error
             num_refused += 1
@@ -74,10 +77,21 @@ def give_orders(live: Live) -> tuple[list[Order], int]:
     return orders, num_refused
 
 
-def one_order(admin: AdminClient, rng: random.Random, serving: int, is_rollback: bool) -> int:
+def wait_for_an_answer(crowd: Crowd, order: Order) -> None:
+    """However slow the machine, each order is in force for at least one whole request."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while not any(one.started > order.answered for one in crowd.seen[-10 * NUM_CLIENTS :]):
+        assert time.monotonic() < deadline, f"no request ended since generation {order.generation} serves"
+        time.sleep(0.05)
+
+
+def one_order(admin: AdminClient, rng: random.Random, orders: list[Order], is_rollback: bool) -> int:
+    """A rollback, or one of the generations that served least often."""
+    serving = orders[-1].generation
     if is_rollback:
         return int(admin.rollback(expected=serving)["serving"])
-    wanted = rng.choice([number for number in range(5) if number != serving])
+    times = Counter(order.generation for order in orders)
+    wanted = min((number for number in range(5) if number != serving), key=lambda number: (times[number], rng.random()))
     return int(admin.activate(wanted, expected=serving)["serving"])
 
 
