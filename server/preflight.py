@@ -20,8 +20,9 @@ class Plan:
 
 
 def check(config: ServeConfig) -> Plan:
-    """Raises: ServeError if the installation, the bank, its current generation or the base model will not do."""
+    """Raises: ServeError if the installation, an option, the bank, its current generation or the base model won't do."""
     check_installation()
+    check_engine(config)
     try:
         bank = Bank.open(config.bank)
         manifest = bank.manifest()
@@ -34,6 +35,16 @@ def check(config: ServeConfig) -> Plan:
     except (BaseModelError, BankError) as error:
         raise ServeError(f"--model {config.model}: {error}") from error
     return Plan(model_dir=model_dir, bank=bank, manifest=manifest)
+
+
+def check_engine(config: ServeConfig) -> None:
+    """What the routed layer would refuse only once the engine has started. Raises: ServeError."""
+    from seta_runtime.config import UnsupportedEngine, check_ranks
+
+    try:
+        check_ranks(config.pipeline_parallel_size, config.tensor_parallel_size)
+    except UnsupportedEngine as error:
+        raise ServeError(f"the engine cannot run like this: {error}") from error
 
 
 def _read_all(bank: Bank, manifest: Manifest) -> None:

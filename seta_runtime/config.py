@@ -18,6 +18,16 @@ class UnsupportedEngine(RuntimeError):
     """The engine, its version or its configuration is one that the routed layer cannot serve."""
 
 
+def check_ranks(pipeline_parallel_size: int, tensor_parallel_size: int) -> None:
+    """Raises: UnsupportedEngine if a model would be spread over several ranks."""
+    for what, size in (("pipeline", pipeline_parallel_size), ("tensor", tensor_parallel_size)):
+        if size > 1:
+            raise UnsupportedEngine(
+                f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; "
+                f"start with {what}_parallel_size 1"
+            )
+
+
 class RuntimeConfig(BaseModel):
     """`trunk_layers` and `targets` decide which modules are wrapped, so they are fixed for the engine's life.
 
@@ -45,12 +55,7 @@ class RuntimeConfig(BaseModel):
     def check_engine(vllm_config: Any) -> None:
         """Raises UnsupportedEngine for what is not built yet: several ranks, and graphs that are recorded once."""
         parallel = vllm_config.parallel_config
-        for what, size in (("pipeline", parallel.pipeline_parallel_size), ("tensor", parallel.tensor_parallel_size)):
-            if size > 1:
-                raise UnsupportedEngine(
-                    f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; "
-                    f"start with {what}_parallel_size 1"
-                )
+        check_ranks(parallel.pipeline_parallel_size, parallel.tensor_parallel_size)
         compilation = vllm_config.compilation_config
         for what, mode in (("compilation", compilation.mode), ("CUDA graphs", compilation.cudagraph_mode)):
             if mode is not None and mode.name != "NONE":

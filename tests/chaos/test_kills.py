@@ -93,10 +93,12 @@ def test_a_dead_engine_is_told_and_ends_the_process(live: Live, prompts: list[st
         killed = time.monotonic()
         while httpx.get(f"{live.url}/ready").status_code == 200:
             assert time.monotonic() - killed < 5
+        assert httpx.get(f"{live.url}/v1/models").json()["error"]["code"] == "engine_dead"
         before = len(crowd.failed)
         crowd.wait_for(4)
     assert live.process.process.wait(60) == 1
     _, left = psutil.wait_procs(descendants, timeout=5)
     assert not left
+    assert live.process.printed().splitlines()[-1].startswith("seta: the engine stopped")
     answered = [error for error in crowd.failed[:before] if "503" in error or "engine_dead" in error]
     assert answered, crowd.failed

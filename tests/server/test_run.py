@@ -1,4 +1,7 @@
-"""How a server process ends: at any moment, with one sentence if something is wrong, and with nothing left behind."""
+"""How a server process ends: at any moment, with one sentence if something is wrong, and with nothing left behind.
+
+An engine that dies: `tests/chaos/test_kills.py`.
+"""
 
 import re
 import signal
@@ -9,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.server.process import (
@@ -79,19 +81,6 @@ def stream(server: ServerProcess, **fields: int) -> Iterator[Iterator[str]]:
     body = ask("Count to a thousand.", ignore_eos=True, stream=True, **fields)
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
         yield (line for line in response.iter_lines() if line)
-
-
-def test_a_dead_engine_ends_the_server(start: Start) -> None:
-    server = start()
-    wait_until_ready(server)
-    descendants = server.root.children(recursive=True)
-    next(process for process in descendants if "EngineCore" in " ".join(process.cmdline())).kill()
-    wait_for(f"{server.url}/ready", 503, seconds=5)
-    assert httpx.get(f"{server.url}/v1/models").json()["error"]["code"] == "engine_dead"
-    assert server.process.wait(60) == 1
-    _, left = psutil.wait_procs(descendants, timeout=5)
-    assert not left
-    assert server.printed().splitlines()[-1].startswith("seta: the engine stopped")
 
 
 @pytest.mark.parametrize(
