@@ -20,7 +20,7 @@ class Plan:
 
 
 def check(config: ServeConfig) -> Plan:
-    """Raises: ServeError if the installation, an option, the bank, its current generation or the base model won't do."""
+    """Raises: ServeError if installation, options, bank, its current generation or the base model will not do."""
     check_installation()
     check_engine(config)
     try:
