@@ -187,6 +187,13 @@ def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> Gate:
         raise BankCorrupt(
             f"{where} is {width} wide, one layer's KV cache holds {kv_width} values; learn the bank again"
         )
-    if "membership" in tensors and tensors["membership"].tolist() != [list(map(float, r)) for r in manifest.membership]:
+    if "membership" in tensors and not _is_membership(tensors["membership"], manifest):
         raise BankCorrupt(f"{where}: its membership is not the manifest's; learn the bank again")
     return kind(**tensors)
+
+
+def _is_membership(matrix: Tensor, manifest: Manifest) -> bool:
+    expected = torch.zeros_like(matrix)
+    for column, rows in enumerate(manifest.tasks_by_expert):
+        expected[rows, column] = 1
+    return torch.equal(matrix, expected)

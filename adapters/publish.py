@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, ScoresInfo, TaskInfo
+from adapters.bank.manifest import version_for
 from adapters.evaluate import TaskScore
 from adapters.evidence import Gate
 from adapters.recipe import creation_time
@@ -64,15 +65,16 @@ def publish(
     )
     tasks = (*old.tasks, task)
     scores = ScoresInfo(**bank.put_object(history.tensors())._asdict()) if history.count else None
+    version = max(old.format_version, version_for(len(tasks), scores is not None))
     manifest = old.model_copy(
         update={
-            "format_version": old.format_version if scores is None else 2,
+            "format_version": version,
             "generation": generation,
             "parent": old.generation,
             "created": learned.created,
             "tasks": tasks,
             "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
-            "membership": membership(model, len(tasks)),
+            "membership": membership(model, len(tasks)) if version < 3 else (),
             "gate": GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
             "scores": scores,
             "accuracy_matrix": next_matrix(old, learned.name, learned.scores),

@@ -49,13 +49,13 @@ class RoutedModel:
     def of(cls, backbone: Backbone, bank: Bank, manifest: Manifest) -> RoutedModel:
         """All experts of a generation, frozen."""
         routed = cls(backbone, manifest.trunk_layers, manifest.targets, manifest.gate.kind == "softmax")
-        for column, info in enumerate(manifest.experts):
+        for info, tasks in zip(manifest.experts, manifest.tasks_by_expert, strict=True):
             expert: Expert = {}
             dtype = STORED_DTYPE
-            for site in expert_sites(bank.load_expert(manifest, info.id)):
+            for site in expert_sites(bank.load_expert(manifest, info)):
                 shape, dtype = manifest.base.target_dims(site.target), site.a.dtype
                 expert[site.layer, site.target] = SparseDelta(site.blocks, site.a.float(), site.b.float(), shape)
-            routed.add(info.id, expert, [row for row, bits in enumerate(manifest.membership) if bits[column]], dtype)
+            routed.add(info.id, expert, tasks, dtype)
             routed.freeze(info.id)
         return routed
 

@@ -108,14 +108,15 @@ def _shares(manifest: Manifest, weights: dict[int, float]) -> tuple[dict[int, fl
     tasks: dict[int, float] = defaultdict(float)
     experts: dict[int, float] = defaultdict(float)
     is_over_experts = manifest.gate.kind == "softmax"
+    experts_by_task, tasks_by_expert = manifest.experts_by_task, manifest.tasks_by_expert
     for column, weight in weights.items():
         if not is_over_experts:
             tasks[column] += weight
-            for expert in (e for e, bit in enumerate(manifest.membership[column]) if bit):
+            for expert in experts_by_task[column]:
                 experts[expert] += weight
             continue
         experts[column] += weight
-        users = [task for task, row in enumerate(manifest.membership) if row[column]]
+        users = tasks_by_expert[column]
         for task in users:
             tasks[task] += weight / len(users)
     return tasks, experts

@@ -51,7 +51,7 @@ def _read_all(bank: Bank, manifest: Manifest) -> None:
     """Every object of the generation, verified: better now than after the engine has loaded. Raises: BankError."""
     bank.load_gate(manifest)
     for expert in manifest.experts:
-        bank.load_expert(manifest, expert.id)
+        bank.load_expert(manifest, expert)
 
 
 def check_installation() -> None:

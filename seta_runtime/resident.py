@@ -24,7 +24,7 @@ from adapters.bank import (
 from adapters.evidence import Gate
 from adapters.gate import load_gate
 from seta_runtime.ops import fused
-from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
+from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, members_of, pack
 
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 
@@ -47,7 +47,7 @@ class ResidentGeneration:
 
     @property
     def experts_of_task(self) -> list[list[str]]:
-        return [[e for e, bit in zip(self.experts, row, strict=True) if bit] for row in self.membership.tolist()]
+        return [[self.experts[e] for e in mine] for mine in members_of(self.membership)]
 
     def expert_gates(self, weights: Tensor) -> Tensor:
         """The gate's weights `[n, columns]` → every expert's gate `[n, experts]`."""
@@ -91,10 +91,10 @@ class ResidentGeneration:
         check_base(manifest, found)
         layout.check(manifest)
         gate = load_gate(manifest, bank.load_gate(manifest)).to(device)
-        membership = torch.tensor(manifest.membership, dtype=torch.float32).reshape(
-            len(manifest.tasks), len(manifest.experts)
-        )
-        served = membership if gate.columns == "tasks" else membership[:0]  # only tasks have a merged form
+        membership = torch.zeros(len(manifest.tasks), len(manifest.experts))
+        for column, rows in enumerate(manifest.tasks_by_expert):
+            membership[rows, column] = 1
+        served = manifest.experts_by_task if gate.columns == "tasks" else []  # only tasks have a merged form
         projections = _pack_all(bank, manifest, served, dtype, device, with_mixtures=gate.is_mixture)
         names = tuple(task.name for task in manifest.tasks)
         return cls(
@@ -139,20 +139,22 @@ class Layout:
 
 
 def _pack_all(
-    bank: Bank, manifest: Manifest, membership: Tensor, dtype: torch.dtype, device: torch.device, with_mixtures: bool
+    bank: Bank,
+    manifest: Manifest,
+    members: list[list[int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    with_mixtures: bool,
 ) -> dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
     for index, info in enumerate(manifest.experts):
-        for site in expert_sites(bank.load_expert(manifest, info.id)):
+        for site in expert_sites(bank.load_expert(manifest, info)):
             experts = blocks.setdefault((site.layer, site.target), [None] * len(manifest.experts))
             experts[index] = SparseBlocks(site.blocks, site.a, site.b)
     dims = {key: manifest.base.target_dims(key[1]) for key in blocks}  # type: ignore[arg-type]
     if fused.is_selected(device):
         return {key: fused.rank_blocks(experts, dims[key], dtype, device) for key, experts in blocks.items()}
-    return {
-        key: pack(experts, membership.bool(), dims[key], dtype, device, with_mixtures)
-        for key, experts in blocks.items()
-    }
+    return {key: pack(experts, members, dims[key], dtype, device, with_mixtures) for key, experts in blocks.items()}
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def _headline(manifest: Manifest, numbers: list[int], current: int | None) -> st
 
 def _task_table(manifest: Manifest) -> Table:
     table = _table("tasks", "task", "generation", "train", "test", "experts", "metrics")
-    for task, row in zip(manifest.tasks, manifest.membership, strict=True):
-        experts = ", ".join(expert.id for expert, bit in zip(manifest.experts, row, strict=True) if bit)
+    for task, columns in zip(manifest.tasks, manifest.experts_by_task, strict=True):
+        experts = ", ".join(manifest.experts[column].id for column in columns)
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(task.metrics.items()))
         counts = (task.generation, task.num_train, task.num_test)
         table.add_row(task.name, *map(str, counts), experts, escape(metrics))

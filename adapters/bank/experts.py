@@ -10,7 +10,7 @@ An expert holds, per decoder layer `i` and target `t` that has blocks, three ten
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,15 +69,16 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
             raise BankCorrupt(f"{owner}: {name} holds NaN or infinity; train it again")
 
 
-def check_object(tensors: Mapping[str, Tensor], ref: ObjectRef, manifest: Manifest) -> None:
-    """Check one object in every role in which the manifest uses it."""
+def check_object(
+    tensors: Mapping[str, Tensor], ref: ObjectRef, manifest: Manifest, experts: Sequence[ExpertInfo]
+) -> None:
+    """Check one object in every role in which the manifest uses it; `experts`: those that it is."""
     if ref == manifest.gate.ref:
         check_finite(tensors, f"gate of generation {manifest.generation}")
     if manifest.scores is not None and ref == manifest.scores.ref:
         check_finite(tensors, f"scores of generation {manifest.generation}")
-    for expert in manifest.experts:
-        if ref == expert.ref:
-            check_expert(tensors, expert, manifest)
+    for expert in experts:
+        check_expert(tensors, expert, manifest)
 
 
 def check_expert(tensors: Mapping[str, Tensor], expert: ExpertInfo, manifest: Manifest) -> None:

@@ -39,11 +39,14 @@ from .info import (
     TaskInfo,
 )
 
-FORMAT_VERSION = 2
-"""Version 2 may carry `scores` and `recipe_sha256`; without them it is version 1, which earlier software reads."""
+FORMAT_VERSION = 3
+"""Version 2 may carry `scores` and `recipe_sha256`; without them it is version 1, which earlier software reads.
+Version 3 is for more than MANY_TASKS tasks: it has no `membership`."""
 GENERATIONS_DIR = "generations"
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_MEMBERSHIP_CELLS = 1 << 20
+MANY_TASKS = 64
+"""With more tasks a manifest leaves out the matrix of tasks and experts, which grows with their product."""
 MAX_SETTINGS_BYTES = 256 << 10
 
 Bit = Annotated[int, Field(ge=0, le=1)]
@@ -66,10 +69,21 @@ def check_grid(base: BaseModelInfo, trunk_layers: int, block_size: int, targets:
             raise ValueError(f"block_size {block_size} does not divide {target}'s dimensions {dims}")
 
 
-class Manifest(Frozen):
-    """One generation of a bank. `created` is kept to the second, in UTC."""
+def version_for(num_tasks: int, needs_version_2: bool) -> Literal[1, 2, 3]:
+    """The oldest format that holds a generation, so that the oldest software possible can read it."""
+    if num_tasks > MANY_TASKS:
+        return 3
+    return 2 if needs_version_2 else 1
 
-    format_version: Literal[1, 2] = 1
+
+class Manifest(Frozen):
+    """One generation of a bank. `created` is kept to the second, in UTC.
+
+    `membership` is empty from format version 3 on: the experts' lists of tasks say the same. Readers of any version use
+    `experts_by_task` and `tasks_by_expert`.
+    """
+
+    format_version: Literal[1, 2, 3] = 1
     generation: Generation
     parent: Generation | None
     created: AwareDatetime
@@ -132,6 +146,10 @@ class Manifest(Frozen):
         _refuse_duplicates("task names", names)
         _refuse_duplicates("expert ids", [expert.id for expert in self.experts])
         _refuse_duplicates("objects have two sizes, they", [ref.object for ref in self.refs])
+        if self.format_version >= 3:
+            object.__setattr__(self, "membership", ())
+            self._check_task_lists(names)
+            return
         rows, columns = len(names), len(self.experts)
         if rows * columns > MAX_MEMBERSHIP_CELLS:
             raise ValueError(f"membership of {rows} x {columns} has more than {MAX_MEMBERSHIP_CELLS} cells")
@@ -141,8 +159,15 @@ class Manifest(Frozen):
             members = tuple(name for name, row in zip(names, self.membership, strict=True) if row[column])
             if expert.tasks != members:
                 raise ValueError(f"expert {expert.id} lists tasks {expert.tasks}, its membership column says {members}")
-            if (expert.kind == "unique") != (len(members) == 1):
-                raise ValueError(f"expert {expert.id} is {expert.kind} but has {len(members)} task(s)")
+            _check_kind(expert)
+
+    def _check_task_lists(self, names: Sequence[str]) -> None:
+        row_of = {name: row for row, name in enumerate(names)}
+        for expert in self.experts:
+            rows = [row_of.get(name, -1) for name in expert.tasks]
+            if -1 in rows or rows != sorted(set(rows)):
+                raise ValueError(f"expert {expert.id} lists tasks {expert.tasks}, not tasks of this manifest in order")
+            _check_kind(expert)
 
     def _check_accuracy(self) -> None:
         lengths = [len(row) for row in self.accuracy_matrix]
@@ -165,6 +190,29 @@ class Manifest(Frozen):
         """SHA-256 of `to_bytes()`. A manifest names its objects by digest, so this stands for the whole generation."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    @property
+    def tasks_by_expert(self) -> list[list[int]]:
+        """For each expert the indices of the tasks that it answers, ascending."""
+        row_of = {task.name: row for row, task in enumerate(self.tasks)}
+        return [[row_of[name] for name in expert.tasks] for expert in self.experts]
+
+    @property
+    def experts_by_task(self) -> list[list[int]]:
+        """For each task the indices of the experts that it composes, ascending."""
+        found: list[list[int]] = [[] for _ in self.tasks]
+        for column, rows in enumerate(self.tasks_by_expert):
+            for row in rows:
+                found[row].append(column)
+        return found
+
+    @property
+    def experts_by_object(self) -> dict[ObjectRef, list[ExpertInfo]]:
+        """Which experts an object holds: equal tensors are one object."""
+        found: dict[ObjectRef, list[ExpertInfo]] = {}
+        for expert in self.experts:
+            found.setdefault(expert.ref, []).append(expert)
+        return found
+
     def expert(self, expert_id: str) -> ExpertInfo:
         for expert in self.experts:
             if expert.id == expert_id:
@@ -174,7 +222,8 @@ class Manifest(Frozen):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, indent 1, a final newline. Equal manifests have equal bytes."""
-        fields = self.model_dump(mode="json", exclude={"scores"} if self.scores is None else None)
+        is_absent = {"scores": self.scores is None, "membership": self.format_version >= 3}
+        fields = self.model_dump(mode="json", exclude={name for name, is_so in is_absent.items() if is_so})
         text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         data = (text + "\n").encode()
         if len(data) > MAX_MANIFEST_BYTES:
@@ -212,6 +261,11 @@ def _first_errors(error: ValidationError, count: int = 3) -> str:
     shown = [f"{'.'.join(str(part) for part in one['loc']) or 'manifest'}: {one['msg']}" for one in errors[:count]]
     more = [f"and {len(errors) - count} more"] if len(errors) > count else []
     return "; ".join(shown + more)
+
+
+def _check_kind(expert: ExpertInfo) -> None:
+    if (expert.kind == "unique") != (len(expert.tasks) == 1):
+        raise ValueError(f"expert {expert.id} is {expert.kind} but has {len(expert.tasks)} task(s)")
 
 
 def _refuse_duplicates(what: str, values: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .errors import RESTORE, BankConflict, BankCorrupt, BankMismatch, BankNotFound, shorten
 from .experts import check_expert, check_finite, check_object
 from .files import Disk, atomic_write, read_error, read_file, safe_path, write_error
-from .info import ObjectRef
+from .info import ExpertInfo, ObjectRef
 from .lock import LOCK_NAME, learner_lock, writer_lock
 from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
 from .objects import OBJECTS_DIR, encode_object, is_stored, read_object, write_object
@@ -97,9 +97,9 @@ class Bank:
         with self.writing():
             return write_object(self.disk, self.root, data)
 
-    def load_expert(self, manifest: Manifest, expert_id: str) -> dict[str, Tensor]:
-        """An expert's tensors, fully verified against `manifest`."""
-        expert = manifest.expert(expert_id)
+    def load_expert(self, manifest: Manifest, expert: str | ExpertInfo) -> dict[str, Tensor]:
+        """An expert's tensors, fully verified against `manifest`; an id is looked up in it."""
+        expert = manifest.expert(expert) if isinstance(expert, str) else expert
         tensors = read_object(self.root, expert.ref)
         check_expert(tensors, expert, manifest)
         return tensors
@@ -200,8 +200,9 @@ class Bank:
 
     def check_objects(self, manifest: Manifest) -> None:
         """Read and verify every object of a manifest, each once."""
+        experts = manifest.experts_by_object
         for ref in manifest.refs:
-            check_object(read_object(self.root, ref), ref, manifest)
+            check_object(read_object(self.root, ref), ref, manifest, experts.get(ref, []))
 
     def has_current(self) -> bool:
         return safe_path(self.root, CURRENT).exists()

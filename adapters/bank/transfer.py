@@ -67,16 +67,16 @@ def import_generation(bank: "Bank", file: BinaryIO) -> Manifest:
 
 
 def _check_all(bank: "Bank", file: BinaryIO, manifest: Manifest) -> None:
-    brought = set()
+    brought, experts = set(), manifest.experts_by_object
     for ref, data in unpack_objects(file, manifest, _stored(bank, manifest)):
-        check_object(decode_object(data, ref), ref, manifest)
+        check_object(decode_object(data, ref), ref, manifest, experts.get(ref, []))
         brought.add(ref)
     for ref in set(manifest.refs) - brought:
-        check_object(read_object(bank.root, ref), ref, manifest)
+        check_object(read_object(bank.root, ref), ref, manifest, experts.get(ref, []))
 
 
-def _stored(bank: "Bank", manifest: Manifest) -> list[ObjectRef]:
-    return [ref for ref in manifest.refs if is_stored(bank.root, ref)]
+def _stored(bank: "Bank", manifest: Manifest) -> set[ObjectRef]:
+    return {ref for ref in manifest.refs if is_stored(bank.root, ref)}
 
 
 def _check_may_enter(bank: "Bank", manifest: Manifest) -> bool:

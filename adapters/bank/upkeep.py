@@ -49,7 +49,7 @@ def _object_problems(bank: "Bank", manifest: Manifest, checked: set[object]) -> 
     """Generations share experts, so what was checked for an earlier one (`checked`) is not read again."""
     problems: list[str] = []
     reads: list[tuple[object, Callable[[], object]]] = [(manifest.gate.ref, partial(bank.load_gate, manifest))]
-    reads += [((e, manifest.layout), partial(bank.load_expert, manifest, e.id)) for e in manifest.experts]
+    reads += [((e, manifest.layout), partial(bank.load_expert, manifest, e)) for e in manifest.experts]
     reads += [] if manifest.scores is None else [(manifest.scores.ref, partial(bank.load_scores, manifest))]
     for key, read in reads:
         if key in checked:

@@ -110,11 +110,7 @@ class SetaLearner:
 def count_blocks(manifest: Manifest) -> tuple[int, int]:
     """Sub-blocks that the bank's experts hold; what they would be if each task had all of its experts to itself."""
     held = sum(expert.num_blocks for expert in manifest.experts)
-    linear = sum(
-        bit * expert.num_blocks
-        for row in manifest.membership
-        for bit, expert in zip(row, manifest.experts, strict=True)
-    )
+    linear = sum(len(expert.tasks) * expert.num_blocks for expert in manifest.experts)
     return held, linear
 
 

@@ -56,5 +56,4 @@ def experts_of(manifest: Manifest, task: str) -> tuple[str, ...]:
         raise BankNotFound(
             f"generation {manifest.generation} has no task {task!r}; it has: {', '.join(names) or 'none'}"
         )
-    row = manifest.membership[names.index(task)]
-    return tuple(expert.id for expert, bit in zip(manifest.experts, row, strict=True) if bit)
+    return tuple(expert.id for expert in manifest.experts if task in expert.tasks)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, TaskInfo
+from adapters.bank.manifest import version_for
 from adapters.gate import AnalyticGate, load_gate
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,6 +51,7 @@ def synthetic_bank(source: Bank, num_tasks: int, out: Path, seed: int = 0) -> Pa
     bank.publish(
         zero.model_copy(
             update={
+                "format_version": version_for(num_tasks, manifest.format_version > 1),
                 "generation": 1,
                 "parent": 0,
                 "tasks": tuple(tasks),

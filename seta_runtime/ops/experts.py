@@ -63,7 +63,7 @@ class ProjectionExperts:
 
 def pack(
     experts: Sequence[SparseBlocks | None],
-    membership: Tensor,
+    members: Sequence[Sequence[int]],
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
@@ -71,31 +71,37 @@ def pack(
 ) -> ProjectionExperts:
     """Stack the experts of one projection; `experts[e]` is None where expert e has no block here.
 
-    `membership [tasks, experts]` 0/1. Without mixtures (top-1 routing) a task's merged delta is all that a step reads,
+    `members[t]`: task t's experts. Without mixtures (top-1 routing) a task's merged delta is all that a step reads,
     so where every task has one the rank rows are left out: they would cost several times the bank's bytes.
     """
-    task_delta = [_merged(experts, member, shape) for member in membership]
-    is_merged_enough = all(
-        delta is not None
-        or not any(expert is not None for expert, mine in zip(experts, member.tolist(), strict=True) if mine)
-        for delta, member in zip(task_delta, membership, strict=True)
-    )
+    members = [[e for e in mine if experts[e] is not None] for mine in members]
+    task_delta = [_merged([e for i in mine if (e := experts[i]) is not None], shape) for mine in members]
+    is_merged_enough = all(delta is not None or not mine for delta, mine in zip(task_delta, members, strict=True))
     stacked = [] if is_merged_enough and not with_mixtures else [(i, e) for i, e in enumerate(experts) if e is not None]
     rows = [(index, *expert.rank_rows(shape)) for index, expert in stacked]
-    rank_expert = torch.cat(
-        [torch.full((len(a),), index) for index, a, _ in rows] or [torch.zeros(0, dtype=torch.int64)]
-    )
+    counts = torch.tensor([len(a) for _, a, _ in rows], dtype=torch.int64)
+    rank_expert = torch.tensor([index for index, _, _ in rows], dtype=torch.int64).repeat_interleave(counts)
+    stops = counts.cumsum(0).tolist()
+    rows_of = {index: torch.arange(stop - len(a), stop) for (index, a, _), stop in zip(rows, stops, strict=True)}
+    nothing = torch.zeros(0, dtype=torch.int64)
     return ProjectionExperts(
         a=torch.cat([a for _, a, _ in rows] or [torch.zeros(0, shape[1])]).to(device, dtype),
         b=torch.cat([b for _, _, b in rows] or [torch.zeros(0, shape[0])]).to(device, dtype),
         rank_expert=rank_expert.to(device),
-        task_rows=[member.bool()[rank_expert].nonzero().flatten().to(device) for member in membership],
+        task_rows=[torch.cat([nothing, *(rows_of[e] for e in mine if e in rows_of)]).to(device) for mine in members],
         task_delta=[None if d is None else d.T.contiguous().to(device, dtype) for d in task_delta],
     )
 
 
-def _merged(experts: Sequence[SparseBlocks | None], member: Tensor, shape: tuple[int, int]) -> Tensor | None:
-    mine = [expert for expert, is_mine in zip(experts, member.tolist(), strict=True) if is_mine and expert is not None]
+def members_of(membership: Tensor) -> list[list[int]]:
+    """Each task's experts, of `membership [tasks, experts]` of 0 and 1."""
+    found: list[list[int]] = [[] for _ in membership]
+    for task, expert in membership.nonzero().tolist():
+        found[task].append(expert)
+    return found
+
+
+def _merged(mine: Sequence[SparseBlocks], shape: tuple[int, int]) -> Tensor | None:
     block_values = sum(expert.a.numel() + expert.b.numel() for expert in mine)
     if not mine or shape[0] * shape[1] > DENSE_BYTES_LIMIT * block_values:
         return None

@@ -144,7 +144,7 @@ def damage_an_object(bank: Path) -> None:
 
 def write_a_newer_format(bank: Path) -> None:
     path = bank / "generations" / f"{Bank.open(bank).current():05d}.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
 
 
 def lead_out_of_the_bank(bank: Path) -> None:
@@ -163,7 +163,7 @@ def serve_no_generation(bank: Path) -> None:
         (truncate_an_object, "bytes"),
         (remove_an_object, "does not exist"),
         (damage_an_object, "sha256|digest"),
-        (write_a_newer_format, "has format_version 3, this software reads up to 2"),
+        (write_a_newer_format, "has format_version 9, this software reads up to 3"),
         (lead_out_of_the_bank, "link"),
         (serve_no_generation, "CURRENT does not exist"),
     ],

@@ -23,7 +23,8 @@ MANIFEST: Any = SimpleNamespace(
         SimpleNamespace(id="both.shared", kind="shared", tasks=("sums", "shouts")),
         SimpleNamespace(id="shouts.unique", kind="unique", tasks=("shouts",)),
     ],
-    membership=[[1, 1, 0], [0, 1, 1]],
+    experts_by_task=[[0, 1], [1, 2]],
+    tasks_by_expert=[[0], [0, 1], [1]],
 )
 SUMS, SHOUTS, BASE = [(0, 1.0)], [(1, 1.0)], []
 

@@ -12,7 +12,7 @@ from adapters.calibrate import softmax_gate
 from adapters.evidence import Gate
 from adapters.gate import AnalyticGate
 from adapters.softmax_gate import SoftmaxGate
-from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, pack
+from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, members_of, pack
 from seta_runtime.resident import ResidentGeneration
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def random_projection(
     """One projection's packed experts; expert e has `counts[e]` sub-blocks, none at all where that is 0."""
     generator = torch.Generator().manual_seed(seed)
     experts = [random_blocks(shape, n, rank, size, generator) if n else None for n in counts]
-    return pack(experts, membership.bool(), shape, dtype, CPU)
+    return pack(experts, members_of(membership), shape, dtype, CPU)
 
 
 def random_gate(hidden: int, width: int, num_tasks: int, *, seed: int = 0, keep: int = 1) -> AnalyticGate:

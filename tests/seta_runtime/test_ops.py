@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from seta_runtime.ops.cpu import add_routed
-from seta_runtime.ops.experts import ProjectionExperts, pack
+from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
 from seta_runtime.ops.reference import routed_sparse_lora
 from tests.seta_runtime.random_experts import CPU, random_blocks, random_projection
 
@@ -163,7 +163,7 @@ def test_serving_equals_the_layer_that_was_trained(count: int) -> None:
         gate = torch.where(task_of >= 0, column[task_of], 0).float().unsqueeze(0)
         trained.gates.active.append(((str(index),), gate))
 
-    packed = pack(experts, membership.bool(), SHAPE, torch.float32, CPU)
+    packed = pack(experts, members_of(membership), SHAPE, torch.float32, CPU)
     y = linear(x)
     for task in (0, 1):
         add_routed(y, x, packed, (task_of == task).nonzero().flatten(), task, None)

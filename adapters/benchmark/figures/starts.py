@@ -34,8 +34,7 @@ def columns_of(opened: OpenedBank, task: int) -> tuple[list[int], int]:
     """The gate's columns that stand for a task, and how many there are."""
     if not opened.model.is_routed_by_expert:
         return [task], len(opened.manifest.tasks)
-    row = opened.manifest.membership[task]
-    return [column for column, bit in enumerate(row) if bit], len(row)
+    return opened.manifest.experts_by_task[task], len(opened.manifest.experts)
 
 
 def measure_starts(opened: OpenedBank, tests: Mapping[str, list[Example]], name: str) -> Figure:

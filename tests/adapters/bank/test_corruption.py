@@ -233,9 +233,9 @@ MANIFEST_DAMAGE: dict[str, tuple[Callable[[Path], Any], type[BankError], str]] =
         "is True, expected 1",
     ),
     "newer, with unknown keys": (
-        lambda path: edit(path, lambda m: m.update(format_version=3, surprise=[])),
+        lambda path: edit(path, lambda m: m.update(format_version=4, surprise=[])),
         BankFormatTooNew,
-        "format_version 3, this software reads up to 2; upgrade",
+        "format_version 4, this software reads up to 3; upgrade",
     ),
     "unknown key": (lambda path: edit(path, lambda m: m.update(surprise=1)), BankCorrupt, "surprise: Extra inputs"),
     "unknown inner key": (lambda path: edit(path, lambda m: m["gate"].update(x=1)), BankCorrupt, r"gate\.x: Extra"),

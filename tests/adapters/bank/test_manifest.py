@@ -20,6 +20,7 @@ from adapters.bank import (
     Manifest,
     TaskInfo,
 )
+from adapters.bank.manifest import version_for
 
 from .factory import BASE, make_bank
 
@@ -257,3 +258,26 @@ def test_a_task_may_say_what_it_was_learned_from(tmp_path: Path) -> None:
     assert told.to_bytes().count(b"recipe_sha256") == 1
     with pytest.raises(ValidationError, match="recipe_sha256"):
         TaskInfo(name="a", generation=1, num_train=1, num_test=1, recipe_sha256="E" * 64)
+
+
+def test_version_3_says_by_the_experts_lists_what_the_matrix_said(tmp_path: Path) -> None:
+    old = make_bank(tmp_path).manifest()
+    new = Manifest(**(dict(old) | {"format_version": 3}))
+    assert new.membership == () and b"membership" not in new.to_bytes()
+    assert Manifest.from_bytes(new.to_bytes()) == new
+    assert new.experts_by_task == old.experts_by_task == [[0], [1]] and old.tasks_by_expert == [[0], [1]]
+
+
+@pytest.mark.parametrize("tasks", [("gamma",), ("beta", "alpha"), ("alpha", "alpha")])
+def test_version_3_refuses_lists_that_no_matrix_could_say(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    old = make_bank(tmp_path).manifest()
+    expert = old.experts[0].model_copy(update={"tasks": tasks, "kind": "unique" if len(tasks) == 1 else "shared"})
+    with pytest.raises(ValidationError, match="not tasks of this manifest in order"):
+        Manifest(**(dict(old) | {"format_version": 3, "experts": (expert, old.experts[1])}))
+    with pytest.raises(ValidationError, match="is shared but has 1 task"):
+        Manifest(**(dict(old) | {"format_version": 3, "experts": (changed(old.experts[0], kind="shared"),)}))
+
+
+def test_the_oldest_version_that_holds_a_generation() -> None:
+    assert [version_for(64, needs) for needs in (False, True)] == [1, 2]
+    assert [version_for(65, needs) for needs in (False, True)] == [3, 3]

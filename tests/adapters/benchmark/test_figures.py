@@ -78,7 +78,7 @@ def test_experts_are_forced_on_from_a_position() -> None:
 
 @pytest.mark.parametrize(("by_expert", "expected"), [(False, ([1], 2)), (True, ([0, 2], 3))])
 def test_a_task_is_its_column_or_its_experts(by_expert: bool, expected: tuple[list[int], int]) -> None:
-    manifest = SimpleNamespace(tasks=["a", "b"], membership=((1, 1, 0), (1, 0, 1)))
+    manifest = SimpleNamespace(tasks=["a", "b"], experts=["both", "a", "b"], experts_by_task=[[0, 1], [0, 2]])
     opened = SimpleNamespace(manifest=manifest, model=SimpleNamespace(is_routed_by_expert=by_expert))
     assert columns_of(cast(OpenedBank, opened), 1) == expected
 

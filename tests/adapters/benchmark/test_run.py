@@ -151,18 +151,16 @@ def test_seta_evaluates_every_task_again_after_each(
     assert [stage.accuracy for stage in result.stages] == [(1.0,), (3.0, 2.0), (5.0, 6.0, 4.0)]
 
 
-def manifest(*experts: tuple[str, int, tuple[str, ...], int], membership: tuple[tuple[int, ...], ...] = ()) -> Manifest:
+def manifest(*experts: tuple[str, int, tuple[str, ...], int]) -> Manifest:
     """Experts as (object, blocks, tasks, rank); only what is counted."""
     found = [SimpleNamespace(ref=ref, num_blocks=n, tasks=t, rank=r) for ref, n, t, r in experts]
-    return cast(Manifest, SimpleNamespace(experts=found, block_size=10, membership=membership))
+    return cast(Manifest, SimpleNamespace(experts=found, block_size=10))
 
 
 def test_what_a_task_trained_and_what_is_held() -> None:
     """Task b cuts a's expert in two, shares 3 blocks of it and adds 4 of its own; 2 x rank x 10 values a block."""
     before = manifest(("old", 8, ("a",), 2))
-    after = manifest(
-        ("cut", 5, ("a",), 2), ("shared", 3, ("a", "b"), 2), ("new", 4, ("b",), 1), membership=((1, 1, 0), (0, 1, 1))
-    )
+    after = manifest(("cut", 5, ("a",), 2), ("shared", 3, ("a", "b"), 2), ("new", 4, ("b",), 1))
     frozen, elastic = LearnSettings(sharing="frozen"), LearnSettings(sharing="elastic")
     assert trained_parameters(before, after, "b", frozen) == 80
     assert trained_parameters(before, after, "b", elastic) == 80 + 120

@@ -1,0 +1,102 @@
+"""`python -m seta_runtime.bench.scale`: what a bank of very many tasks costs by itself, without a model or an engine.
+
+Each step must take time in proportion to the number of experts; the last column would grow if one did not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from adapters.bank import Bank
+from adapters.progress import console, stdout
+from seta_runtime.bench.many_tasks import BASE, TRUNK, bank_of
+from seta_runtime.resident import Layout, ResidentGeneration
+
+
+def measure(bank: Bank) -> dict[str, float]:
+    """Seconds of each step on the newest generation, bytes of its manifest, of its objects and in memory.
+
+    list: every manifest in the bank; open: the newest one; verify: all objects of all generations; choose: make another
+    generation CURRENT, which verifies it; activate: read, verify and pack what a server serves.
+    """
+    newest = bank.generations()[-1]
+    manifest = bank.manifest(newest)
+    before = _rss_bytes()
+    loaded: list[ResidentGeneration] = []
+    steps: dict[str, Callable[[], object]] = {
+        "list": lambda: [bank.manifest(number).digest for number in bank.generations()],
+        "open": lambda: Bank.open(bank.root).manifest(newest),
+        "verify": bank.verify,
+        "choose": lambda: bank.set_current(newest),
+        "activate": lambda: loaded.append(load(bank, newest)),
+    }
+    seconds = {f"{name}_seconds": _seconds(step) for name, step in steps.items()}
+    return seconds | {
+        "manifest_bytes": float(len(manifest.to_bytes())),
+        "object_bytes": float(sum(ref.object_bytes for ref in manifest.refs)),
+        "resident_bytes": float(loaded[0].nbytes),
+        "rss_added_bytes": float(_rss_bytes() - before),
+    }
+
+
+def load(bank: Bank, generation: int) -> ResidentGeneration:
+    layout = Layout(TRUNK, ("v_proj",))
+    return ResidentGeneration.load(1, bank.root, generation, None, BASE, layout, torch.bfloat16, torch.device("cpu"))
+
+
+def main(
+    tasks: Annotated[list[int] | None, typer.Option(min=2, help="Bank sizes; default 100, 300, 1000.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("build/bench"),
+) -> None:
+    """Time and memory of a bank's own steps as the number of tasks grows."""
+    found: dict[int, dict[str, float]] = {}
+    for count in sorted(tasks or [100, 300, 1000]):
+        console.print(f"making a bank of {count} tasks", highlight=False)
+        with tempfile.TemporaryDirectory(prefix="seta-scale-") as folder:
+            found[count] = measure(bank_of(Path(folder) / "bank", count))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scale.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    stdout.print(_table(found))
+
+
+def _table(found: dict[int, dict[str, float]]) -> Table:
+    smallest, largest = min(found), max(found)
+    table = Table("", *(f"{count} tasks" for count in found), f"per task, {largest} to {smallest}")
+    for name in next(iter(found.values())):
+        values = [row[name] for row in found.values()]
+        growth = (values[-1] / largest) / max(values[0] / smallest, 1e-12)
+        table.add_row(_label(name), *(_shown(name, value) for value in values), f"{growth:.2f}")
+    return table
+
+
+def _label(name: str) -> str:
+    return name.removesuffix("_seconds").replace("_", " ")
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{1000 * value:.0f} ms" if name.endswith("_seconds") else f"{value / 2**20:.2f} MiB"
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    typer.run(main)
