@@ -22,6 +22,10 @@ def import_lora(
     ] = None,
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="share of the examples to measure on")] = 0.2,
     answer_tokens: Annotated[int, typer.Option(min=1, help="longest answer that the adapter gives")] = 64,
+    adapt_steps: Annotated[
+        int,
+        typer.Option(min=0, help="steps of training on the LoRA's own predictions; 0: the expert is exactly the LoRA"),
+    ] = 60,
     max_tokens: Annotated[int, typer.Option(min=16, help="longer prompts are left out, and counted")] = 1024,
     trunk_layers: Annotated[
         int | None, typer.Option(min=1, help="new bank only: layers without experts [default: what the LoRA allows]")
@@ -36,12 +40,16 @@ def import_lora(
     with clear_errors():
         from adapters.lora.importing import ImportSettings, import_lora
 
-        settings = ImportSettings(held_out, answer_tokens, max_tokens, seed, dtype, trunk_layers, block_size)
+        settings = ImportSettings(
+            held_out, answer_tokens, max_tokens, adapt_steps, seed, dtype, trunk_layers, block_size
+        )
         done = import_lora(bank, model_of(bank, model), adapter, task, examples, settings)
-        expert, score = done.manifest.experts[-1], done.score
+        expert, score, exact = done.manifest.experts[-1], done.score, done.exact
         typer.echo(f"generation {done.manifest.generation}: {expert.num_blocks} sub-blocks of rank {expert.rank}")
         typer.echo(f"of {score.num_test} prompts held back {score.routing:.1f} % are routed to it at their end and")
         typer.echo(f"{score.accuracy:.1f} % get the greedy answer that the LoRA alone gives")
+        if score != exact:
+            typer.echo(f"(adapted to the gate; the LoRA's very weights: {exact.accuracy:.1f} %)")
 
 
 def export_lora(

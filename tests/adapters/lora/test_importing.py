@@ -1,6 +1,8 @@
 """A LoRA that PEFT made becomes a task of a bank: the same logits where it acts, a gate that knows its prompts."""
 
+import dataclasses
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adapters.backbone import Backbone
-from adapters.bank import Bank, BankConflict, Manifest
+from adapters.bank import Bank, BankConflict, Manifest, expert_sites
 from adapters.bank.cli import app
 from adapters.base_model import fingerprint
 from adapters.data import DataError, Example, render_chat
@@ -18,6 +20,7 @@ from adapters.gate import load_gate
 from adapters.generate import Always, generate
 from adapters.learn import learn_tasks
 from adapters.learner import open_learner
+from adapters.lora.adapting import adapt, divergence
 from adapters.lora.config import LoraError
 from adapters.lora.importing import Imported, ImportSettings, import_lora
 from adapters.routed import RoutedModel
@@ -28,7 +31,7 @@ from .factory import load_base, load_peft, lora_tensors, train_like_peft, write_
 
 PROMPTS = [f"Add {n} to {n + 3} for me, please." for n in range(12)]
 ANSWER_TOKENS = 4
-NEW = ImportSettings(dtype="float32", answer_tokens=ANSWER_TOKENS)
+NEW = ImportSettings(dtype="float32", answer_tokens=ANSWER_TOKENS, adapt_steps=0)
 
 
 pytestmark = pytest.mark.usefixtures("few_general_prompts")
@@ -159,8 +162,6 @@ def test_the_number_of_same_answers_is_counted_against_the_adapter(
 
 
 def held_out_indices() -> list[int]:
-    import random
-
     order = list(range(len(PROMPTS)))
     random.Random(0).shuffle(order)
     return order[:2]
@@ -208,6 +209,55 @@ def test_nobody_learns_into_the_bank_meanwhile(
     assert Bank.open(path).generations() == [0, 1]
 
 
+def test_adapting_brings_the_expert_nearer_to_the_adapter(
+    model: Path, lora: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its predictions under the gate; what was measured is published, and the adapter's own weights otherwise."""
+    seen: list[float] = []
+
+    def divergence_of(learner_model: RoutedModel, data: Any, wanted: Any) -> float:
+        with torch.no_grad():
+            return float(divergence(learner_model, data, wanted, list(range(len(data))), random.Random(0)))
+
+    def with_start(learner_model: RoutedModel, expert_id: str, data: Any, wanted: Any, *rest: int) -> float:
+        start = divergence_of(learner_model, data, wanted)
+        adapt(learner_model, expert_id, data, wanted, *rest)
+        end = divergence_of(learner_model, data, wanted)
+        assert end < 0.75 * start
+        seen.extend([start, end])
+        return end
+
+    monkeypatch.setattr("adapters.lora.importing.adapt", with_start)
+    settings = dataclasses.replace(NEW, adapt_steps=30)
+    done = import_lora(tmp_path / "bank", str(model), lora, "sums", prompts, settings)
+    assert len(seen) == 2
+    assert done.score.accuracy >= done.exact.accuracy
+    bank = Bank.open(tmp_path / "bank")
+    manifest = bank.manifest()
+    assert bank.verify() == [] and manifest.tasks[0].metrics["same_answers_as_lora"] == done.score.accuracy
+    (a, *_) = (site.a for site in expert_sites(bank.load_expert(manifest, "sums.unique")))
+    assert a.dtype == (torch.float32 if done.score == done.exact else torch.bfloat16)
+
+
+def test_without_adapting_or_if_it_is_no_better_the_expert_is_the_adapter(
+    model: Path, lora: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_lora(tmp_path / "exact", str(model), lora, "sums", prompts, NEW)
+
+    def ruin(model: RoutedModel, expert_id: str, *_: object) -> float:
+        for delta in model.experts[expert_id].values():
+            delta.b.data.fill_(3.0)
+        model.freeze(expert_id)
+        return 0.0
+
+    monkeypatch.setattr("adapters.lora.importing.adapt", ruin)
+    settings = dataclasses.replace(NEW, adapt_steps=1)
+    done = import_lora(tmp_path / "ruined", str(model), lora, "sums", prompts, settings)
+    assert done.score == done.exact
+    one, other = (Bank.open(tmp_path / name).manifest().experts[0] for name in ("exact", "ruined"))
+    assert one == other
+
+
 # What is refused, before anything is written.
 
 
@@ -235,7 +285,9 @@ def test_layers_below_the_trunk_and_other_targets_are_refused(
     wide = some_lora(model, tmp_path / "wide", [(2, "v_proj"), (3, "o_proj")])
     message = refused(old_bank, model, wide, prompts)
     assert "so o_proj would be lost; import it into a new bank with --trunk-layers 2 or less" in message
-    done = import_lora(tmp_path / "fits", str(model), wide, "sums", prompts, ImportSettings(answer_tokens=2))
+    done = import_lora(
+        tmp_path / "fits", str(model), wide, "sums", prompts, ImportSettings(answer_tokens=2, adapt_steps=0)
+    )
     assert done.manifest.targets == ("v_proj", "o_proj") and done.manifest.trunk_layers == 1
     deep = ImportSettings(trunk_layers=3)
     assert "layers 2 and v_proj" not in (message := refused(tmp_path / "new", model, wide, prompts, deep))
@@ -284,6 +336,7 @@ def seta_bank(*arguments: object) -> Result:
 def test_cli(model: Path, lora: Path, prompts: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     command = ["import-lora", bank, lora, "--task", "sums", "--examples", prompts, "--answer-tokens", 4]
+    command += ["--adapt-steps", 2]
     missing = seta_bank(*command)
     assert missing.exit_code == 1 and missing.stderr.startswith("seta: --model is missing")
     done = seta_bank(*command, "--model", model, "--block-size", 32)
