@@ -4,12 +4,13 @@
 
 The adapter acts on every token, the chat template's first ones included; the expert from the token on at which the gate
 knows the task. What the adapter wrote into the earlier tokens' keys and values is missing then. A few dozen prompts and
-the adapter's own predictions on them are enough to make up for most of it (`docs/log.md`).
+the adapter's own predictions on them make up for a part of it (`docs/log.md`).
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def adapt(model: RoutedModel, expert_id: str, data: Prepared, wanted: TrunkCache
 
 
 def divergence(
-    model: RoutedModel, data: Prepared, wanted: TrunkCache, batch: list[int], rng: random.Random
+    model: RoutedModel, data: Prepared, wanted: Sequence[Tensor], batch: list[int], rng: random.Random
 ) -> Tensor | None:
     """Mean KL(p_adapter ‖ p_expert) over some of the batch's routed tokens, `[]`; None where no token is routed."""
     weights = [data.weights[i] for i in batch]

@@ -2,7 +2,7 @@
 
 The expert is the adapter's ΔW, exactly. What differs from the adapter alone is when it acts: the adapter always, the
 expert from the token on at which the gate knows the task. How much that changes is measured on examples held back, and
-a short training on the adapter's own predictions makes up for most of it, where that measures better.
+a short training on the adapter's own predictions makes up for a part of it, where that measures better.
 """
 
 from __future__ import annotations

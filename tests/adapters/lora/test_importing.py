@@ -16,6 +16,7 @@ from adapters.bank import Bank, BankConflict, Manifest, expert_sites
 from adapters.bank.cli import app
 from adapters.base_model import fingerprint
 from adapters.data import DataError, Example, render_chat
+from adapters.examples import Prepared
 from adapters.gate import load_gate
 from adapters.generate import Always, generate
 from adapters.learn import learn_tasks
@@ -237,6 +238,21 @@ def test_adapting_brings_the_expert_nearer_to_the_adapter(
     assert bank.verify() == [] and manifest.tasks[0].metrics["same_answers_as_lora"] == done.score.accuracy
     (a, *_) = (site.a for site in expert_sites(bank.load_expert(manifest, "sums.unique")))
     assert a.dtype == (torch.float32 if done.score == done.exact else torch.bfloat16)
+
+
+def test_the_divergence_is_over_the_routed_tokens_alone(imported: tuple[Path, Imported], model: Path) -> None:
+    """Against the plain formula; None where no token is routed."""
+    routed, _, _ = loaded(imported[0], model)
+    trunk, wanted = torch.randn(2, 5, routed.backbone.model.config.hidden_size).unbind()
+    weights = torch.zeros(5, 2)
+    data = Prepared([], [trunk], [], [weights])
+    assert divergence(routed, data, [wanted], [0], random.Random(0)) is None
+    weights[3:, 1] = 1
+    with torch.no_grad():
+        found = divergence(routed, data, [wanted], [0], random.Random(0))
+        p = routed.backbone.logits(wanted[3:]).softmax(-1)
+        q = routed.backbone.logits(routed.forward([trunk], [weights])[0, 3:]).softmax(-1)
+    assert float(found) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-3)
 
 
 def test_without_adapting_or_if_it_is_no_better_the_expert_is_the_adapter(
