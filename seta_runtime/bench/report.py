@@ -1,4 +1,4 @@
-"""The benchmark's numbers: paired ratios, a table, one JSON file."""
+"""The benchmark's numbers: paired ratios, tables, one JSON file, one page of plots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from adapters.bank import Bank
 from adapters.progress import stdout
+from seta_runtime.bench.plot import page
 from seta_runtime.bench.variants import KV_CACHE_BYTES
 
 Rates = dict[str, dict[str, list[float]]]
@@ -100,6 +101,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "bench.json"
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    plots = path.with_suffix(".html")
+    plots.write_text(page(summary), encoding="utf-8")
     points = sorted({p for by in summary["tokens_per_second"].values() for p in by})
     table = Table("engine", *points, title="tokens per second, median over rounds")
     for name, by_point in summary["tokens_per_second"].items():
@@ -118,7 +121,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         highlight=False,
     )
     stdout.print(
-        f"plain vLLM's own spread over the rounds: up to {100 * summary['noise']:.0f} %; written to {path}",
+        f"plain vLLM's own spread over the rounds: up to {100 * summary['noise']:.0f} %; "
+        f"written to {path} and {plots.name}",
         highlight=False,
     )
 

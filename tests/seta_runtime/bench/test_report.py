@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,13 @@ def test_the_report_is_a_table_and_one_file(
     assert found["server_ready_seconds"]["median"] == 15.0
     assert found["memory"]["over_plain_bytes"] == 14 << 20
     assert "server ready after 15.0 s" in capsys.readouterr().out
+    check_plots((tmp_path / "bench.html").read_text(), found)
+
+
+def check_plots(page: str, found: dict[str, Any]) -> None:
+    """Every ratio and every rate is a bar with its value; what was not measured has no plot."""
+    values = [f"{v:.3f}" for by in found["ratios"].values() for v in by.values()]
+    values += [f"{v:,.1f}" for by in found["tokens_per_second"].values() for v in by.values()]
+    assert page.count('<rect class="bar') == len(values) and all(f">{value}</text>" in page for value in values)
+    assert "Every request routed, to plain vLLM" in page and "vLLM&#x27;s own LoRA" not in page
+    assert "spread by up to 150 %" in page and "http" not in page

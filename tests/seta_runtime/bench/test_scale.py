@@ -120,5 +120,5 @@ def test_a_manifest_of_many_tasks_has_no_matrix(banks: dict[int, Bank]) -> None:
 
 
 def test_the_figures(tmp_path: Path) -> None:
-    found = measure(bank_of(tmp_path / "bank", 4))
+    found = measure(bank_of(tmp_path / "bank", 4), 2)
     assert found["activate_seconds"] > 0 and found["resident_bytes"] > 0 and found["manifest_bytes"] > 1000
