@@ -149,6 +149,22 @@ class TestServerThatGoes:
         assert page.locator(".turn").count() == 2, "the question that failed was asked again, not twice"
         assert serving(page) == "generation 4"
 
+    def test_an_answer_that_just_ends_is_not_taken_for_whole(self, open_page: Open, stage: Stage) -> None:
+        """As through a proxy that closes the stream in good order when its server has gone."""
+        page = open_page(stage.url, KEY)
+        event = 'data: {"choices": [{"delta": {"content": "Par"}}]}\n\n'
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=event, content_type="text/event-stream"))
+        turn = ask(page, FRANCE, until_told=False)
+        expect(turn.locator("[role=alert]")).to_contain_text("connection was lost")
+        expect(turn.locator(".answer")).to_have_text("Par")
+
+    def test_an_error_inside_the_stream_is_shown(self, open_page: Open, stage: Stage) -> None:
+        page = open_page(stage.url, KEY)
+        error = 'data: {"error": {"message": "The server is stopping", "code": "stopping"}}\n\n'
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=error, content_type="text/event-stream"))
+        turn = ask(page, FRANCE, until_told=False)
+        expect(turn.locator("[role=alert]")).to_contain_text("The server is stopping stopping")
+
 
 class TestLooks:
     def test_dark_and_light_follow_the_system_until_switched(self, open_page: Open, stage: Stage) -> None:

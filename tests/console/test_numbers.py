@@ -126,16 +126,19 @@ def test_tokens_and_messages_are_aligned_whatever_the_pieces(page: Page, seed: i
     """Cut a prompt at random places: what is found spells the question, each piece with a token that holds it."""
     rng = random.Random(seed)
     question, answer = "Größe der Datei?\n\nNoch 1×", "Siebzehn 🙂 Äpfel"
-    prompt = f"<|user|>older\n<|end|><|user|>\n{question}\n<|assistant|>"
-    tokens = [
-        {"text": text, "part": part, "id": 1}
-        for part, whole in (("prompt", prompt), ("answer", answer + "<|end|>"))
-        for text in cut(rng, whole)
-    ]
+    turn = f"<|user|>\n{question}\n<|assistant|>"
+    parts = (
+        ("prompt", "before", turn),
+        ("prompt", "now", turn),
+        ("answer", "now", answer + "<|end|>"),
+    )
+    tokens = [{"text": text, "part": part, "id": when} for part, when, whole in parts for text in cut(rng, whole)]
     for name, part, wanted in (("questionIn", "prompt", question), ("answerIn", "answer", answer)):
         pieces = page.evaluate(MODULES, ["align.js", name, [tokens, wanted]])
         assert "".join(piece["text"] for piece in pieces) == wanted
-        assert all(piece["text"] in piece["token"]["text"] and piece["token"]["part"] == part for piece in pieces)
+        for piece in pieces:
+            assert piece["text"] in piece["token"]["text"]
+            assert (piece["token"]["part"], piece["token"]["id"]) == (part, "now")
     assert page.evaluate(MODULES, ["align.js", "questionIn", [tokens, "never asked"]]) is None
 
 

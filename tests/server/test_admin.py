@@ -143,6 +143,17 @@ def test_activate_and_roll_back(admin: Admin) -> None:
     assert admin.house.bank.current() == 4
 
 
+def test_it_is_told_what_a_roll_back_would_serve(admin: Admin) -> None:
+    """What served before, not the parent; the parent where nothing did; nothing where there is none."""
+    for number, told in ((None, 3), (2, 4), (5, 2), (0, 5)):
+        if number is not None:
+            admin.post("/activate", generation=number)
+        assert admin.ask("GET", "/generations").json()["rollback_to"] == told
+    while (told := admin.ask("GET", "/generations").json()["rollback_to"]) is not None:
+        assert admin.post("/rollback").json()["serving"] == told
+    assert code_of(admin.post("/rollback"), 409) == "nothing_to_roll_back"
+
+
 def test_too_many_generations(admin: Admin) -> None:
     admin.house.ask()
     admin.post("/activate", generation=5)
