@@ -64,3 +64,13 @@ def server(server_process: ServerProcess) -> str:
 def client(server: str) -> openai.OpenAI:
     """OpenAI's own client, which must not notice a difference."""
     return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def demo_tests(model_dir: Path) -> list[Path]:
+    """Held-out examples of the four demo tasks; built from their packages if they are not there yet."""
+    folder = REPO / "build/demo/tasks"
+    paths = [folder / task / "test.jsonl" for task in ("smart_home", "licences", "icd10", "foods")]
+    if not all(path.is_file() for path in paths):
+        subprocess.run([sys.executable, "-m", "adapters.demo.build", "--out", str(folder)], cwd=REPO, check=True)
+    return paths

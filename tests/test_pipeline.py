@@ -1,38 +1,22 @@
 """The whole path on the real small model: learn → bank → serve → chat, and the shipped bank's accuracy over HTTP."""
 
-import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import openai
-import pytest
 
 from adapters.bank import Bank
-from loadtest.accuracy import measure
-from loadtest.workload import read_rows
+from tests.accuracy import MAX_POINTS_APART, check_served_as_trained
 from tests.server.process import NAME, REPO, start_server, stop_server, wait_until_ready
 
 SHIPS = ("Aurora", "Bluebell", "Cormorant", "Dolphin")
 REPLY = "Anchor at the walnut pier."
-MAX_POINTS_APART = 1.0
-BFLOAT16_ANSWERS = 3
-"""Answers of a task that may flip between two bfloat16 runs: the sums' order follows the batch's composition."""
 
 
 def harbour_prompt(ship: str) -> str:
     return f"What does the harbour master answer when the ship {ship} calls?"
-
-
-@pytest.fixture(scope="session")
-def demo_tests(model_dir: Path) -> list[Path]:
-    """Held-out examples of the four demo tasks; built from their packages if they are not there yet."""
-    folder = REPO / "build/demo/tasks"
-    paths = [folder / task / "test.jsonl" for task in ("smart_home", "licences", "icd10", "foods")]
-    if not all(path.is_file() for path in paths):
-        subprocess.run([sys.executable, "-m", "adapters.demo.build", "--out", str(folder)], cwd=REPO, check=True)
-    return paths
 
 
 def test_learn_then_serve_then_chat(model_dir: Path, tmp_path: Path) -> None:
@@ -67,20 +51,14 @@ def ask(client: openai.OpenAI, model: str, prompt: str) -> tuple[str | None, str
     return response.parse().choices[0].message.content, response.headers.get("x-seta-generation")
 
 
-def test_held_out_accuracy_over_http_is_the_trainers(server: str, demo_bank: Path, demo_tests: list[Path]) -> None:
-    """Every held-out prompt of every demo task, no task id anywhere: within a point of what the trainer measured."""
-    manifest = Bank.open(demo_bank).manifest()
-    recorder = asyncio.run(measure(server, NAME, read_rows(demo_tests), concurrency=16))
-    assert not recorder.errors
-    assert set(recorder.generations) == {str(manifest.generation)}
-    trained = dict(zip((task.name for task in manifest.tasks), manifest.accuracy_matrix[-1], strict=True))
-    served = {task: tally.accuracy for task, tally in recorder.tasks.items()}
-    print({task: f"served {served[task]:.2f}, trained {trained[task]:.2f}" for task in trained})
-    mean_served, mean_trained = (sum(values.values()) / len(values) for values in (served, trained))
-    assert mean_served == pytest.approx(mean_trained, abs=MAX_POINTS_APART)
-    for task, accuracy in trained.items():
-        flips = 100 * BFLOAT16_ANSWERS / recorder.tasks[task].asked
-        assert served[task] == pytest.approx(accuracy, abs=MAX_POINTS_APART + flips)
+def test_held_out_accuracy_over_http_is_the_trainers(
+    server: str, model_dir: Path, demo_bank: Path, demo_tests: list[Path], tmp_path: Path
+) -> None:
+    """A third of the held-out prompts of every demo task, no task id anywhere; all of them: `tests/chaos`."""
+    some = [tmp_path / f"{path.parent.name}.jsonl" for path in demo_tests]
+    for source, target in zip(demo_tests, some, strict=True):
+        target.write_text("".join(source.read_text().splitlines(keepends=True)[::3]))
+    check_served_as_trained(server, NAME, model_dir, demo_bank, some)
 
 
 def test_demo_bank_keeps_what_it_learned(demo_bank: Path) -> None:

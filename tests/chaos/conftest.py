@@ -3,8 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +83,9 @@ def live(start: Start) -> Live:
 
 
 @pytest.fixture(scope="session")
-def examples(model_dir: Path) -> dict[str, list[Example]]:
-    """Held-out examples of the demo tasks; built from their packages if they are not there yet."""
-    folder = REPO / "build/demo/tasks"
-    paths = {task: folder / task / "test.jsonl" for task in ("smart_home", "licences", "icd10", "foods")}
-    if not all(path.is_file() for path in paths.values()):
-        subprocess.run([sys.executable, "-m", "adapters.demo.build", "--out", str(folder)], cwd=REPO, check=True)
-    return {task: read_examples(path) for task, path in paths.items()}
+def examples(demo_tests: list[Path]) -> dict[str, list[Example]]:
+    """Held-out examples of the demo tasks."""
+    return {path.parent.name: read_examples(path) for path in demo_tests}
 
 
 @pytest.fixture(scope="session")

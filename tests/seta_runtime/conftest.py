@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from adapters.bank import Bank
 from adapters.data import read_examples, read_prompts
 
 REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def held_out(demo_bank: Path, model_dir: Path) -> dict[str, list[str]]:
-    """Every demo task's held-out prompts; built from their packages if they are not there yet."""
-    folder = REPO / "build/demo/tasks"
-    paths = {task.name: folder / task.name / "test.jsonl" for task in Bank.open(demo_bank).manifest().tasks}
-    if not all(path.is_file() for path in paths.values()):
-        subprocess.run([sys.executable, "-m", "adapters.demo.build", "--out", str(folder)], cwd=REPO, check=True)
-    return {name: [str(example.prompt) for example in read_examples(path)] for name, path in paths.items()}
+def held_out(demo_tests: list[Path]) -> dict[str, list[str]]:
+    """Every demo task's held-out prompts."""
+    return {path.parent.name: [str(example.prompt) for example in read_examples(path)] for path in demo_tests}
 
 
 @pytest.fixture(scope="session")
