@@ -98,7 +98,7 @@ async def list_generations(request: Request) -> GenerationList:
     return await _administration(request).inventory.generations()
 
 
-@router.get("/generations/{generation}", responses=_errors(400, 404, 422), summary="Look into a generation")
+@router.get("/generations/{generation:int}", responses=_errors(400, 404, 422), summary="Look into a generation")
 async def generation(request: Request, generation: Number) -> GenerationView:
     """Its tasks, experts and accuracy: what would be known if it served."""
     return await _administration(request).inventory.generation(generation)

@@ -210,6 +210,8 @@ def test_what_is_not_an_order(admin: Admin) -> None:
     large = {"generation": 5, "x": "x" * (64 << 10)}
     assert code_of(admin.ask("POST", "/activate", json=large), 413) == "request_too_large"
     assert code_of(admin.ask("POST", "/generations/x/pin"), 400) == "invalid_value"
+    missing = admin.ask("GET", "/generations/missing")  # not a generation of that name
+    assert (code_of(missing, 405), missing.headers["allow"]) == ("method_not_allowed", "POST")
     assert code_of(admin.post("/activate", generation=99), 404) == "not_in_bank"
     assert code_of(admin.ask("GET", "/nothing"), 404) == "not_found"
     assert code_of(admin.ask("GET", "/activate"), 405) == "method_not_allowed"
