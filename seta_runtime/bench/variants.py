@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,10 @@ KV_CACHE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Variant:
-    """One engine. `bank` and `generations` for kind "routed"; `adapter` and its `rank` for kind "vllm_lora"."""
+    """One engine. `bank` and `generations` for kind "routed"; `adapter` and its `rank` for kind "vllm_lora".
+
+    `options`: further keyword arguments of `vllm.LLM`.
+    """
 
     name: str
     kind: Kind
@@ -26,6 +29,7 @@ class Variant:
     generations: tuple[int, ...] = ()
     adapter: str | None = None
     rank: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +50,7 @@ class Variant:
             "enable_prefix_caching": False,
             "kv_cache_memory_bytes": KV_CACHE_BYTES,
             "disable_log_stats": True,
+            **self.options,
         }
         if self.kind == "plain":
             return common
