@@ -17,6 +17,7 @@ import adapters.cli
 from adapters.activate import before_and_after, check_server, go_live
 from adapters.admin_client import AdminClient, AdminError
 from adapters.bank import Bank, Manifest
+from adapters.settings import RunSettings
 from server.access import Access
 from server.app import build_admin_app
 from server.generations_cli import app
@@ -191,8 +192,9 @@ class TestLearnActivate:
         bank, data = live.house.bank, tmp_path / "new.jsonl"
         data.write_text('{"task": "zeta", "prompt": "a", "answer": "b"}\n')
 
-        def learn_tasks(*_: object, make_current: bool) -> Manifest:
-            assert not make_current
+        def learn_tasks(*given: object) -> Manifest:
+            (run,) = (one for one in given if isinstance(one, RunSettings))
+            assert not run.make_current
             self.learned(bank)
             return bank.manifest(6)
 

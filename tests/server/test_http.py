@@ -123,7 +123,7 @@ class TestOperation:
     def test_that_there_are_no_keys_is_said(self, server_process: ServerProcess) -> None:
         said = server_process.printed()
         assert "no API key is configured: the server answers this machine only" in said
-        assert "/admin/v1 (no admin key is configured: this machine only)" in said
+        assert "/console (no admin key is configured: this machine only)" in said
 
     def test_health_and_readiness(self, http: httpx.Client, current: int) -> None:
         assert http.get("/health").json() == {"status": "ready"}
