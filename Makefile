@@ -20,7 +20,7 @@ test: model  ## run all tests
 	$(PY) -m pytest
 
 test-chaos: model  ## run the slow fault tests: generations under load, faults, kills, memory (about 40 minutes)
-	$(PY) -m pytest tests/chaos -s
+	$(PY) -m pytest tests/chaos -s -o faulthandler_timeout=3600
 
 test-console: model  ## run the browser tests of the console, on Debian's chromium (about 6 minutes)
 	$(PY) -m pip install -q 'playwright>=1.60'
