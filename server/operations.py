@@ -68,10 +68,9 @@ class Operations:
     @property
     def rollback_to(self) -> int | None:
         """What `rollback` would serve now; None if nothing served before."""
-        try:
-            return self._before(self._generations.current)
-        except ApiError:
-            return None
+        while self._history and self._history[-1] == self._generations.current:
+            self._history.pop()
+        return self._history[-1] if self._history else self._generations.manifest.parent
 
     async def start(self) -> None:
         """Load the bank's current generation and serve it. Raises: BankError."""
@@ -99,7 +98,9 @@ class Operations:
         Raises: as `activate`, and ApiError 409 nothing_to_roll_back.
         """
         start, ticket, current = time.monotonic(), self._ticket(), self._generations.current
-        number = self._before(current)
+        number = self.rollback_to
+        if number is None:
+            raise ApiError(409, f"Nothing served before generation {current}", code="nothing_to_roll_back")
         if expected is not None:
             self._check_expected(number, expected)
         async with self._in_memory(number) as resident:
@@ -195,14 +196,6 @@ class Operations:
             self._last_switch = ticket
         self._tidy_soon()
         return previous
-
-    def _before(self, current: int) -> int:
-        while self._history and self._history[-1] == current:
-            self._history.pop()
-        number = self._history[-1] if self._history else self._generations.manifest.parent
-        if number is None:
-            raise ApiError(409, f"Nothing served before generation {current}", code="nothing_to_roll_back")
-        return number
 
     def _check_expected(self, number: int, expected: int | None) -> None:
         current = self._generations.current
