@@ -6,7 +6,6 @@ Each step must take time in proportion to the number of experts; the last column
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from rich.table import Table
 from adapters.bank import Bank
 from adapters.progress import console, stdout
 from seta_runtime.bench.many_tasks import BASE, TRUNK, bank_of
+from seta_runtime.bench.rss import rss_bytes
 from seta_runtime.resident import Layout, ResidentGeneration
 
 
@@ -31,7 +31,7 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
     """
     newest = bank.generations()[-1]
     manifest = bank.manifest(newest)
-    before = _rss_bytes()
+    before = rss_bytes()
     steps: dict[str, Callable[[], object]] = {
         "list": lambda: [bank.manifest(number).digest for number in bank.generations()],
         "open": lambda: Bank.open(bank.root).manifest(newest),
@@ -40,7 +40,7 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
         "activate": lambda: load(bank, newest),
     }
     loaded = load(bank, newest)
-    held = _rss_bytes() - before
+    held = rss_bytes() - before
     seconds = {f"{name}_seconds": _seconds(step, repetitions) for name, step in steps.items()}
     return seconds | {
         "manifest_bytes": float(len(manifest.to_bytes())),
@@ -97,11 +97,6 @@ def _seconds(step: Callable[[], Any], repetitions: int) -> float:
         step()
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

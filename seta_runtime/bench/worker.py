@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from seta_runtime.bench.rss import rss_bytes
+
 ANSWER = "bench-answer "
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -48,7 +50,7 @@ def main() -> None:
         generated = sum(len(output.outputs[0].token_ids) for output in outputs)
         prefilled = sum(len(output.prompt_token_ids or ()) for output in outputs)
         tokens = prefilled if point.is_prefill else generated
-        _say({"seconds": seconds, "tokens": tokens, "rss_bytes": _rss_bytes(), "stats": _stats(llm, variant)})
+        _say({"seconds": seconds, "tokens": tokens, "rss_bytes": rss_bytes(), "stats": _stats(llm, variant)})
 
 
 def _requests(requests: list[Any], point: Any) -> list[Any] | None:
@@ -63,11 +65,6 @@ def _stats(llm: Any, variant: Any) -> dict[str, int]:
         return {}
     counts = llm.collective_rpc("seta_stats")[0]
     return {"base_tokens": counts["base_tokens"], "routed_tokens": counts["routed_tokens"]}
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _say(values: dict[str, Any]) -> None:

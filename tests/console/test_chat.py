@@ -3,12 +3,18 @@
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.console.conftest import ADMIN_KEY, KEY, Open, Stage
 from tests.console.pages import FOOD, FRANCE, SMART_HOME, ask, background, experts, fits, serving
 
 TRANSPARENT = "rgba(0, 0, 0, 0)"
+
+
+def ask_for_stream(page: Page, stream: str) -> Locator:
+    """The turn of a question that is answered with this stream, whatever the server would say."""
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
+    return ask(page, FRANCE, until_told=False)
 
 
 def test_an_answer_streams_and_then_takes_its_colours(open_page: Open, stage: Stage) -> None:
@@ -153,16 +159,14 @@ class TestServerThatGoes:
         """As through a proxy that closes the stream in good order when its server has gone."""
         page = open_page(stage.url, KEY)
         event = 'data: {"choices": [{"delta": {"content": "Par"}}]}\n\n'
-        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=event, content_type="text/event-stream"))
-        turn = ask(page, FRANCE, until_told=False)
+        turn = ask_for_stream(page, event)
         expect(turn.locator("[role=alert]")).to_contain_text("connection was lost")
         expect(turn.locator(".answer")).to_have_text("Par")
 
     def test_an_error_inside_the_stream_is_shown(self, open_page: Open, stage: Stage) -> None:
         page = open_page(stage.url, KEY)
         error = 'data: {"error": {"message": "The server is stopping", "code": "stopping"}}\n\n'
-        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=error, content_type="text/event-stream"))
-        turn = ask(page, FRANCE, until_told=False)
+        turn = ask_for_stream(page, error)
         expect(turn.locator("[role=alert]")).to_contain_text("The server is stopping stopping")
 
 
