@@ -1,7 +1,7 @@
 """The gate: one routing decision per token, `p_t` = read-out of the pooled evidence `z̄_t` (`adapters.evidence`).
 
 Its features cannot drift; so a gate that is fitted in closed form from per-task statistics, the analytic one, does not
-forget. `load_gate` reads either kind; `adapters.softmax_gate` has the other.
+forget. `load_gate` reads either kind, `store_gate` writes it; `adapters.softmax_gate` has the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adapters.bank import BankCorrupt, Manifest
+from adapters.bank import Bank, BankCorrupt, GateInfo, Manifest
 from adapters.evidence import Columns, Evidence, Gate, whitened_direction
 from adapters.softmax_gate import SoftmaxGate
 
@@ -165,6 +165,11 @@ class AnalyticGate:
         mean = self.mean.double()
         weight = torch.linalg.solve(shrunk, mean.T)
         return weight.float().contiguous(), (-0.5 * (mean.T * weight).sum(0)).float()
+
+
+def store_gate(bank: Bank, gate: Gate) -> GateInfo:
+    """Write a gate's tensors as an object of the bank; what a manifest says of them."""
+    return GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict())
 
 
 def load_gate(manifest: Manifest, tensors: dict[str, Tensor]) -> Gate:

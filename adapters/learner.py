@@ -14,7 +14,6 @@ from adapters.bank import (
     BankConflict,
     BankNotFound,
     BaseModelInfo,
-    GateInfo,
     Manifest,
     check_base,
     check_grid,
@@ -24,7 +23,7 @@ from adapters.calibrate import GateSettings, calibrate, general_features, genera
 from adapters.data import DataError
 from adapters.evidence import Gate
 from adapters.examples import Prepared
-from adapters.gate import load_gate
+from adapters.gate import load_gate, store_gate
 from adapters.parallel import ALONE, Processes
 from adapters.progress import console
 from adapters.recipe import creation_time
@@ -120,7 +119,7 @@ def _new_bank(
         trunk_layers=trunk_layers,
         block_size=settings.block_size,
         targets=settings.targets,
-        gate=GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
+        gate=store_gate(bank, gate),
     )
     bank.publish(manifest)
     return bank, backbone, manifest

@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, ScoresInfo, TaskInfo
+from adapters.bank import Bank, ExpertInfo, Manifest, ScoresInfo, TaskInfo
 from adapters.bank.manifest import version_for
 from adapters.evaluate import TaskScore
 from adapters.evidence import Gate
+from adapters.gate import store_gate
 from adapters.recipe import creation_time
 from adapters.routed import RoutedModel
 from adapters.score_history import ScoreHistory
@@ -75,7 +76,7 @@ def publish(
             "tasks": tasks,
             "experts": _experts(bank, old, model, [task.name for task in tasks], learned.changed),
             "membership": membership(model, len(tasks)) if version < 3 else (),
-            "gate": GateInfo(kind=gate.kind, **bank.put_object(gate.tensors())._asdict()),
+            "gate": store_gate(bank, gate),
             "scores": scores,
             "accuracy_matrix": next_matrix(old, learned.name, learned.scores),
             "settings": dict(settings),

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, TaskInfo
+from adapters.bank import Bank, ExpertInfo, Manifest, TaskInfo
 from adapters.bank.manifest import version_for
-from adapters.gate import AnalyticGate, load_gate
+from adapters.gate import AnalyticGate, load_gate, store_gate
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -57,7 +57,7 @@ def synthetic_bank(source: Bank, num_tasks: int, out: Path, seed: int = 0) -> Pa
                 "tasks": tuple(tasks),
                 "experts": tuple(experts),
                 "membership": tuple(tuple(int(i == j) for j in range(num_tasks)) for i in range(num_tasks)),
-                "gate": GateInfo(kind="analytic", **bank.put_object(fitted.tensors())._asdict()),
+                "gate": store_gate(bank, fitted),
             }
         )
     )
@@ -115,7 +115,6 @@ def _perturbed(expert: dict[str, Tensor], generator: torch.Generator) -> dict[st
 def _without_tasks(manifest: Manifest, gate: AnalyticGate, bank: Bank) -> Manifest:
     width = gate.width
     empty = replace(gate, count=torch.zeros(0), mean=torch.zeros(0, width), scatter=torch.zeros(width, width))
-    ref = bank.put_object(empty.tensors())
     fresh = {
         "generation": 0,
         "parent": None,
@@ -125,7 +124,7 @@ def _without_tasks(manifest: Manifest, gate: AnalyticGate, bank: Bank) -> Manife
         "membership": (),
         "accuracy_matrix": (),
     }
-    return manifest.model_copy(update=fresh | {"gate": GateInfo(kind="analytic", **ref._asdict())})
+    return manifest.model_copy(update=fresh | {"gate": store_gate(bank, empty)})
 
 
 def _spread_gate(gate: AnalyticGate, origins: list[int], generator: torch.Generator) -> AnalyticGate:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.bank import Bank, BaseModelInfo, ExpertInfo, GateInfo, Manifest, ObjectRef, TaskInfo
-from adapters.bank.manifest import version_for
-from adapters.gate import AnalyticGate
+from adapters.bank import Bank, BaseModelInfo, ExpertInfo, Manifest, ObjectRef
+from adapters.gate import AnalyticGate, store_gate
+from seta_runtime.bench.random_parts import one_expert_each, random_gate
 
 HIDDEN, WIDTH, LAYERS, TRUNK, BLOCK_SIZE, RANK = 64, 32, 6, 2, 16, 4
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,7 +31,7 @@ BASE = BaseModelInfo(
 def bank_of(path: Path, num_tasks: int, seed: int = 0) -> Bank:
     """Generation 0, generation 1 with all tasks but the last, generation 2 with all `num_tasks`."""
     bank, generator = Bank.create(path), torch.Generator().manual_seed(seed)
-    gate = _empty_gate(generator)
+    gate = random_gate(num_tasks, HIDDEN, WIDTH, generator)
     manifest = Manifest(
         generation=0,
         parent=None,
@@ -40,40 +40,26 @@ def bank_of(path: Path, num_tasks: int, seed: int = 0) -> Bank:
         trunk_layers=TRUNK,
         block_size=BLOCK_SIZE,
         targets=("v_proj",),
-        gate=_stored(bank, gate),
+        gate=store_gate(bank, _of_first(gate, 0)),
     )
     bank.publish(manifest)
-    refs = [bank.put_object(_expert(generator)) for _ in range(num_tasks)]
-    means = torch.randn(num_tasks, WIDTH, generator=generator)
-    for number, count in ((1, num_tasks - 1), (2, num_tasks)):
-        fitted = replace(gate, count=torch.full((count,), 100.0), mean=means[:count], scatter=torch.eye(WIDTH) * count)
-        manifest = _generation(manifest, number, refs[:count], _stored(bank, fitted))
+    experts = [_info(f"task{i:04d}", bank.put_object(_expert(generator))) for i in range(num_tasks)]
+    for count in (num_tasks - 1, num_tasks):
+        manifest = one_expert_each(manifest, experts[:count], store_gate(bank, _of_first(gate, count)))
         bank.publish(manifest)
     return bank
 
 
-def _generation(old: Manifest, number: int, refs: list[ObjectRef], gate: GateInfo) -> Manifest:
-    names = [f"task{i:04d}" for i in range(len(refs))]
-    changes = {
-        "generation": number,
-        "parent": number - 1,
-        "tasks": tuple(TaskInfo(name=name, generation=number, num_train=100, num_test=0) for name in names),
-        "experts": tuple(
-            ExpertInfo(
-                id=f"{name}.unique",
-                kind="unique",
-                tasks=(name,),
-                rank=RANK,
-                num_blocks=2 * (LAYERS - TRUNK),
-                **ref._asdict(),
-            )
-            for name, ref in zip(names, refs, strict=True)
-        ),
-        "membership": tuple(tuple(int(i == j) for j in range(len(refs))) for i in range(len(refs))),
-        "format_version": version_for(len(refs), False),
-        "gate": gate,
-    }
-    return old.model_copy(update=changes)
+def _of_first(gate: AnalyticGate, count: int) -> AnalyticGate:
+    """The gate of the first `count` tasks."""
+    return replace(gate, count=gate.count[:count], mean=gate.mean[:count], scatter=torch.eye(WIDTH) * 100 * count)
+
+
+def _info(task: str, ref: ObjectRef) -> ExpertInfo:
+    num_blocks = 2 * (LAYERS - TRUNK)
+    return ExpertInfo(
+        id=f"{task}.unique", kind="unique", tasks=(task,), rank=RANK, num_blocks=num_blocks, **ref._asdict()
+    )
 
 
 def _expert(generator: torch.Generator) -> dict[str, Tensor]:
@@ -84,25 +70,3 @@ def _expert(generator: torch.Generator) -> dict[str, Tensor]:
         tensors[f"layers.{layer}.v_proj.A"] = torch.randn(2, RANK, BLOCK_SIZE, generator=generator).bfloat16()
         tensors[f"layers.{layer}.v_proj.B"] = torch.randn(2, BLOCK_SIZE, RANK, generator=generator).bfloat16()
     return tensors
-
-
-def _empty_gate(generator: torch.Generator) -> AnalyticGate:
-    return AnalyticGate(
-        projection=torch.randn(HIDDEN, WIDTH, generator=generator),
-        content_weight=torch.randn(HIDDEN, generator=generator),
-        content_bias=torch.zeros(1),
-        base_mean=torch.zeros(WIDTH),
-        base_whitener=torch.eye(WIDTH),
-        count=torch.zeros(0),
-        mean=torch.zeros(0, WIDTH),
-        scatter=torch.zeros(WIDTH, WIDTH),
-        threshold=torch.tensor([0.4]),
-        sharpness=torch.tensor([20.0]),
-        temperature=torch.tensor([1.0]),
-        ridge=torch.tensor([0.05]),
-        keep=torch.ones(1),
-    )
-
-
-def _stored(bank: Bank, gate: AnalyticGate) -> GateInfo:
-    return GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict())

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, TaskInfo
-from adapters.bank.manifest import version_for
+from adapters.bank import Bank, ExpertInfo, Manifest
 from adapters.base_model import fingerprint
-from adapters.gate import AnalyticGate
+from adapters.gate import store_gate
+from seta_runtime.bench.random_parts import one_expert_each, random_gate
 
 Shape = Literal["qwen3-4b", "tiny"]
 SHARD_BYTES = 1 << 30
@@ -98,20 +98,12 @@ def random_bank(path: Path, model_dir: Path, shape: Shape, num_tasks: int) -> Ba
         trunk_layers=max(1, base.num_layers // 5),
         block_size=block_size,
         targets=("v_proj",),
-        gate=_stored(bank, _gate(0, base.hidden_size, width, generator)),
+        gate=store_gate(bank, random_gate(0, base.hidden_size, width, generator)),
     )
     bank.publish(manifest)
-    names = [f"task{i:03d}" for i in range(num_tasks)]
-    changes = {
-        "format_version": version_for(num_tasks, False),
-        "generation": 1,
-        "parent": 0,
-        "tasks": tuple(TaskInfo(name=name, generation=1, num_train=0, num_test=0) for name in names),
-        "experts": tuple(_expert(bank, manifest, name, generator) for name in names),
-        "membership": tuple(tuple(int(i == j) for j in range(num_tasks)) for i in range(num_tasks)),
-        "gate": _stored(bank, _gate(num_tasks, base.hidden_size, width, generator)),
-    }
-    bank.publish(manifest.model_copy(update=changes))
+    experts = [_expert(bank, manifest, f"task{i:03d}", generator) for i in range(num_tasks)]
+    gate = store_gate(bank, random_gate(num_tasks, base.hidden_size, width, generator))
+    bank.publish(one_expert_each(manifest, experts, gate))
     return bank
 
 
@@ -136,25 +128,3 @@ def _expert(bank: Bank, manifest: Manifest, task: str, generator: torch.Generato
         num_blocks=count * len(layers),
         **ref._asdict(),
     )
-
-
-def _gate(num_tasks: int, hidden: int, width: int, generator: torch.Generator) -> AnalyticGate:
-    return AnalyticGate(
-        projection=torch.randn(hidden, width, generator=generator) / hidden**0.5,
-        content_weight=torch.zeros(hidden),
-        content_bias=torch.ones(1),
-        base_mean=torch.zeros(width),
-        base_whitener=torch.eye(width),
-        count=torch.full((num_tasks,), 100.0),
-        mean=torch.randn(num_tasks, width, generator=generator),
-        scatter=torch.eye(width) * 100 * num_tasks,
-        threshold=torch.tensor([-2.0]),  # below any cosine
-        sharpness=torch.tensor([20.0]),
-        temperature=torch.tensor([0.01]),  # sure of one task
-        ridge=torch.tensor([0.05]),
-        keep=torch.ones(1),
-    )
-
-
-def _stored(bank: Bank, gate: AnalyticGate) -> GateInfo:
-    return GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict())

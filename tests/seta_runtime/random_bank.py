@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.bank import Bank, ExpertInfo, GateInfo, Manifest, Target, TaskInfo
+from adapters.bank import Bank, ExpertInfo, Manifest, Target, TaskInfo
 from adapters.base_model import fingerprint
 from adapters.blocks import Block, blocks_at
 from adapters.calibrate import GateSettings, calibrate, general_prompts
 from adapters.data import Example
 from adapters.evidence import Gate
 from adapters.examples import gate_samples, prepare
-from adapters.gate import AnalyticGate
+from adapters.gate import AnalyticGate, store_gate
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
 from adapters.trainer import new_expert
@@ -66,7 +66,7 @@ def empty_bank(path: Path, model_dir: Path, targets: tuple[Target, ...]) -> tupl
         trunk_layers=TRUNK_LAYERS,
         block_size=BLOCK_SIZE,
         targets=targets,
-        gate=GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+        gate=store_gate(bank, gate),
     )
     bank.publish(manifest)
     return bank, RoutedModel(backbone, TRUNK_LAYERS, targets), gate
@@ -84,7 +84,7 @@ def _add_task(bank: Bank, old: Manifest, task: str, model: RoutedModel, gate: An
         "tasks": (*old.tasks, TaskInfo(name=task, generation=generation, num_train=40, num_test=0)),
         "experts": (*old.experts, expert),
         "membership": (*((*row, 0) for row in old.membership), (0,) * len(old.experts) + (1,)),
-        "gate": GateInfo(kind="analytic", **bank.put_object(gate.tensors())._asdict()),
+        "gate": store_gate(bank, gate),
     }
     manifest = Manifest(**(dict(old) | changes))
     bank.publish(manifest)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.bank import Bank, GateInfo
+from adapters.bank import Bank
 from adapters.blocks import by_site
 from adapters.calibrate import general_prompts, softmax_gate
 from adapters.evaluate import TaskScore
+from adapters.gate import store_gate
 from adapters.publish import Learned, membership, publish
 from adapters.score_history import ScoreHistory
 from adapters.softmax_gate import ExpansionSettings
@@ -45,8 +46,9 @@ def make_shared_bank(path: Path, model_dir: Path) -> Bank:
         history = history.with_task({site: torch.zeros(1, 1) for site in model.sites})
         learned = Learned(task, 40, changed, {task: TaskScore(0.0, 0.0, 0)}, {})
         manifest = publish(bank, manifest, model, gate, history, learned, {})
-    info = GateInfo(kind="softmax", **bank.put_object(start.tensors())._asdict())
-    bank.publish(manifest.model_copy(update={"generation": SOFTMAX, "parent": ANALYTIC, "gate": info}))
+    bank.publish(
+        manifest.model_copy(update={"generation": SOFTMAX, "parent": ANALYTIC, "gate": store_gate(bank, start)})
+    )
     return bank
 
 
