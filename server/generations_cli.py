@@ -14,6 +14,8 @@ import typer
 
 from adapters.admin_client import DEFAULT_URL, KEY_VARIABLE, AdminClient, AdminError, read_key
 
+from .tables import print_table
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -27,6 +29,7 @@ KeyFile = Annotated[Path | None, typer.Option(help=f"File with the admin key; el
 Generation = Annotated[int, typer.Argument(min=0, help="Its number.", show_default=False)]
 Expected = Annotated[int | None, typer.Option("--expect", min=0, help="Refuse unless this generation serves now.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The server's answer as it is.")]
+_TASKS_SHOWN = 4
 
 
 @app.command("list")
@@ -38,7 +41,8 @@ def list_(url: Url = DEFAULT_URL, key_file: KeyFile = None, as_json: AsJson = Fa
             print(json.dumps(answer, indent=1))
             return
         rows = [_generation_row(one) for one in answer["generations"]]
-        _table(("generation", "state", "in flight", "memory", "disk", "created", "tasks"), rows)
+        columns = ("generation", "state", "in flight", "memory", "disk", "created", "tasks")
+        print_table(columns, rows, whole=("generation", "in flight", "memory", "disk"))
         in_memory = sum(one["resident_bytes"] is not None for one in answer["generations"])
         base = f"base model: {answer['base_in_flight']} in flight"
         print(f"{in_memory} generations of at most {answer['max_resident']} in memory; {base}")
@@ -61,7 +65,8 @@ def experts(url: Url = DEFAULT_URL, key_file: KeyFile = None, as_json: AsJson = 
         ]  # fmt: skip
         total = answer["total_tokens"]
         rows.append(("(base)", "", "", "", "", "", f"{100 * answer['base_tokens'] / total if total else 0:.1f} %"))
-        _table(("expert", "kind", "tasks", "rank", "blocks", "disk", "tokens"), rows)
+        columns = ("expert", "kind", "tasks", "rank", "blocks", "disk", "tokens")
+        print_table(columns, rows, whole=("kind", "rank", "blocks", "disk", "tokens"))
         print(f"generation {answer['generation']}; {total} tokens in all")
 
 
@@ -169,18 +174,13 @@ def _generation_row(one: dict[str, Any]) -> tuple[Any, ...]:
     memory = "" if one["resident_bytes"] is None else _size(one["resident_bytes"])
     created = one["created"].replace("T", " ").removesuffix("Z")
     in_flight = "" if one["resident_bytes"] is None else one["in_flight"]
-    return one["generation"], state, in_flight, memory, _size(one["object_bytes"]), created, ", ".join(one["tasks"])
+    return one["generation"], state, in_flight, memory, _size(one["object_bytes"]), created, _names(one["tasks"])
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+def _names(tasks: list[str]) -> str:
+    """All of a few; of many only the newest. --json has them all."""
+    return ", ".join(tasks) if len(tasks) <= _TASKS_SHOWN else f"{len(tasks)}, newest {tasks[-1]}"
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 20):.1f} MiB"
+    return f"{num_bytes / (1 << 30):.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / (1 << 20):.1f} MiB"

@@ -59,7 +59,7 @@ def seta(live: SimpleNamespace, *arguments: str, key: str | None = None) -> Resu
 
 def test_list(live: SimpleNamespace) -> None:
     shown = seta(live, "list").stdout
-    assert "4          │ serving" in shown and "alpha, beta, gamma, delta" in shown
+    assert re.search(r"^4 +serving ", shown, re.MULTILINE) and "alpha, beta, gamma, delta" in shown
     assert "1 generations of at most 2 in memory" in shown
     assert json.loads(seta(live, "list", "--json").stdout)["serving"] == 4
 
