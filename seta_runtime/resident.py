@@ -24,7 +24,8 @@ from adapters.bank import (
 from adapters.evidence import Gate
 from adapters.gate import load_gate
 from seta_runtime.ops import fused
-from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, members_of, pack
+from seta_runtime.ops.blocks import SparseBlocks
+from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
 
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 

@@ -1,4 +1,4 @@
-"""The routed update for a step whose tokens the router has grouped: a few whole-matrix products, nothing per token."""
+"""The routed update for a step whose tokens the router has grouped: a few products, nothing per token."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from seta_runtime.ops.experts import ProjectionExperts
 def add_routed(
     y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, gates: Tensor | None
 ) -> None:
-    """`y[rows] += ((x[rows] Aᵀ) ⊙ gates[:, rank_expert]) B`, in place.
+    """`y[rows] += sum over experts of gates[:, e] ⊙ (x[rows] ΔW_eᵀ)`, in place.
 
     y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
     `task` (that task's experts have gate 1, all others 0) and `gates [n, experts]` is given.
     """
-    picked = x if rows is None else x.index_select(0, rows)
-    update = _one_task(picked, experts, task) if task is not None else _gated(picked, experts, gates)
-    if update is None:
+    delta = None if task is None else experts.task_delta[task]
+    if delta is not None and rows is None:
+        y.addmm_(x, delta)
         return
-    if rows is None:
-        y.add_(update)
-    else:
-        y.index_add_(0, rows, update)
+    picked = x if rows is None else x.index_select(0, rows)
+    for update in _updates(picked, y.shape[1], experts, task, gates):
+        if rows is None:
+            y.add_(update)
+        else:
+            y.index_add_(0, rows, update.to(y.dtype))
 
 
-def _one_task(x: Tensor, experts: ProjectionExperts, task: int) -> Tensor | None:
+def _updates(
+    x: Tensor, num_outputs: int, experts: ProjectionExperts, task: int | None, gates: Tensor | None
+) -> list[Tensor]:
+    if task is None:
+        assert gates is not None
+        return _gated(x, num_outputs, experts, gates)
     delta = experts.task_delta[task]
     if delta is not None:
-        return x @ delta
-    rows = experts.task_rows[task]
-    if not len(rows):
-        return None
-    if len(rows) == len(experts.a):
-        return (x @ experts.a.T) @ experts.b
-    return (x @ experts.a[rows].T) @ experts.b[rows]
+        return [x @ delta]
+    return [blocks.stack.update(x, num_outputs, blocks.index, None) for blocks in experts.task_blocks[task]]
 
 
-def _gated(x: Tensor, experts: ProjectionExperts, gates: Tensor | None) -> Tensor:
-    assert gates is not None
-    shrunk = x @ experts.a.T
-    return (shrunk * gates.to(x.dtype)[:, experts.rank_expert]) @ experts.b
+def _gated(x: Tensor, num_outputs: int, experts: ProjectionExperts, gates: Tensor) -> list[Tensor]:
+    """Blocks of experts that no token of the step has a gate for are not read."""
+    active = gates.any(0).nonzero().flatten()
+    chosen = [(stack, stack.of(active)) for stack in experts.stacks]
+    return [stack.update(x, num_outputs, i, gates) for stack, i in chosen if i is None or len(i)]

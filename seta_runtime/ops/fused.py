@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seta_runtime.ops.experts import SparseBlocks
+from seta_runtime.ops.blocks import SparseBlocks
 
 TOKENS = 16
 """Tokens of a tile: the least that a tensor core multiplies."""

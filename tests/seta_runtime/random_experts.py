@@ -12,7 +12,7 @@ from adapters.calibrate import softmax_gate
 from adapters.evidence import Gate
 from adapters.gate import AnalyticGate
 from adapters.softmax_gate import SoftmaxGate
-from seta_runtime.ops.experts import ProjectionExperts, SparseBlocks, members_of, pack
+from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.resident import ResidentGeneration
 
 CPU = torch.device("cpu")
@@ -27,19 +27,15 @@ def random_blocks(shape: tuple[int, int], count: int, rank: int, size: int, gene
     return SparseBlocks(blocks, a, torch.randn(len(blocks), size, rank, generator=generator))
 
 
-def random_projection(
-    shape: tuple[int, int],
-    membership: Tensor,
-    counts: Sequence[int],
-    rank: int = 4,
-    size: int = 8,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> ProjectionExperts:
-    """One projection's packed experts; expert e has `counts[e]` sub-blocks, none at all where that is 0."""
+def random_experts(
+    shape: tuple[int, int], counts: Sequence[int], ranks: Sequence[int], size: int = 8, seed: int = 0
+) -> list[SparseBlocks | None]:
+    """One projection's experts: expert e has `counts[e]` sub-blocks of rank `ranks[e]`, none at all where that is 0."""
     generator = torch.Generator().manual_seed(seed)
-    experts = [random_blocks(shape, n, rank, size, generator) if n else None for n in counts]
-    return pack(experts, members_of(membership), shape, dtype, CPU)
+    return [
+        random_blocks(shape, count, rank, size, generator) if count else None
+        for count, rank in zip(counts, ranks, strict=True)
+    ]
 
 
 def random_gate(hidden: int, width: int, num_tasks: int, *, seed: int = 0, keep: int = 1) -> AnalyticGate:

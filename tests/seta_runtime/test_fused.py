@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from seta_runtime.layer import FusedProjection, OutputSlice
 from seta_runtime.ops import fused
-from seta_runtime.ops.experts import SparseBlocks, pack
+from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.ops.fused import FusedStep, RankBlocks, SlotTables, rank_blocks
 from seta_runtime.ops.reference import routed_sparse_lora
 from seta_runtime.resident import ResidentGeneration
@@ -93,8 +93,7 @@ def test_the_kernel_equals_the_reference(
         gates = some_gates(len(rows), len(numbers), seed + slot)
         tables.put(slot, blocks_of(experts, dtype))
         step.write(slot, rows, gates)
-        reference = pack(experts, [list(range(len(experts)))], (D_OUT, D_IN), dtype, CPU)
-        expected[rows, 3 : 3 + D_OUT] += routed_sparse_lora(x[rows], reference, gates)
+        expected[rows, 3 : 3 + D_OUT] += routed_sparse_lora(x[rows], experts, gates, D_OUT)
     step.finish(num_tokens)
     fused.add_routed(packed[:, 3 : 3 + D_OUT], x, step, tables)
     assert (packed.float() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max().clamp_min(1)

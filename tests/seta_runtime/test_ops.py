@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
+from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.ops.cpu import add_routed
-from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
+from seta_runtime.ops.experts import DENSE_VALUES_LIMIT, ProjectionExperts, members_of, pack
 from seta_runtime.ops.reference import routed_sparse_lora
-from tests.seta_runtime.random_experts import CPU, random_blocks, random_projection
+from tests.seta_runtime.random_experts import CPU, random_blocks, random_experts
 
 SHAPE = (24, 40)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -24,26 +27,42 @@ def assert_close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert (got.float() - expected).abs().max() <= TOLERANCE[dtype] * scale
 
 
-def task_gates(membership: Tensor, task: int, num_tokens: int) -> Tensor:
-    return membership[task].float().expand(num_tokens, -1)
+def rounded(experts: Sequence[SparseBlocks | None], dtype: torch.dtype) -> list[SparseBlocks | None]:
+    """As the bank stores them."""
+    return [None if e is None else SparseBlocks(e.blocks, e.a.to(dtype), e.b.to(dtype)) for e in experts]
 
 
-def check_task(experts: ProjectionExperts, membership: Tensor, task: int, num_tokens: int, rows: Tensor | None) -> None:
-    """`add_routed` for one task, in place on y, against y plus the reference on the chosen rows."""
-    dtype = experts.a.dtype
+def check(
+    experts: Sequence[SparseBlocks | None],
+    membership: Tensor,
+    task: int | None,
+    num_tokens: int,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    with_mixtures: bool = True,
+) -> ProjectionExperts:
+    """`add_routed` in place on y, for one task or (None) random gates, against y plus the reference on the rows."""
     generator = torch.Generator().manual_seed(num_tokens)
     x = torch.randn(num_tokens, SHAPE[1], generator=generator).to(dtype)
     before = torch.randn(num_tokens, SHAPE[0], generator=generator).to(dtype)
     picked = slice(None) if rows is None else rows
+    num_picked = len(x[picked])
+    if task is None:
+        gates = torch.rand(num_picked, len(experts), generator=generator)
+        gates *= (torch.rand(len(experts), generator=generator) < 0.6).float()  # some that no token uses
+    else:
+        gates = membership[task].float().expand(num_picked, -1)
     expected = before.float().clone()
-    expected[picked] += routed_sparse_lora(x[picked], experts, task_gates(membership, task, len(x[picked])))
+    expected[picked] += routed_sparse_lora(x[picked], rounded(experts, dtype), gates, SHAPE[0])
+    packed = pack(experts, members_of(membership), SHAPE, dtype, CPU, with_mixtures)
     y = before.clone()
-    add_routed(y, x, experts, rows, task, None)
+    add_routed(y, x, packed, rows, task, gates if task is None else None)
     assert_close(y, expected, dtype)
     if rows is not None:
         others = torch.ones(num_tokens, dtype=torch.bool)
         others[rows] = False
         assert torch.equal(y[others], before[others])
+    return packed
 
 
 memberships = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
@@ -53,93 +72,98 @@ memberships = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     bits=memberships,
     num_tokens=st.integers(1, 40),
-    rank=st.integers(1, 8),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    with_mixtures=st.booleans(),
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_one_task_equals_the_reference(
-    bits: list[list[int]], num_tokens: int, rank: int, dtype: torch.dtype, seed: int, data: st.DataObject
+def test_any_step_equals_the_reference(
+    bits: list[list[int]], num_tokens: int, dtype: torch.dtype, with_mixtures: bool, seed: int, data: st.DataObject
 ) -> None:
-    membership = torch.tensor(bits)
-    counts = data.draw(st.lists(st.integers(0, 15), min_size=len(bits[0]), max_size=len(bits[0])).filter(any))
-    task = data.draw(st.integers(0, len(bits) - 1))
+    """Experts of any number of blocks and ranks, any tasks, any rows, one task or a mixture."""
+    membership, num_experts = torch.tensor(bits), len(bits[0])
+    counts = data.draw(st.lists(st.integers(0, 15), min_size=num_experts, max_size=num_experts))
+    ranks = data.draw(st.lists(st.sampled_from([1, 3, 8]), min_size=num_experts, max_size=num_experts))
+    task = data.draw(st.integers(0, len(bits) - 1) if not with_mixtures else st.none() | st.integers(0, len(bits) - 1))
     subset = data.draw(st.none() | st.sets(st.integers(0, num_tokens - 1)))
     rows = None if subset is None else torch.tensor(sorted(subset), dtype=torch.int64)
-    experts = random_projection(SHAPE, membership, counts, rank, dtype=dtype, seed=seed)
-    check_task(experts, membership, task, num_tokens, rows)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    num_experts=st.integers(1, 5),
-    num_tokens=st.integers(1, 40),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    has_rows=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_a_mixture_equals_the_reference(
-    num_experts: int, num_tokens: int, dtype: torch.dtype, has_rows: bool, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    experts = random_projection(SHAPE, torch.ones(2, num_experts), [3] * num_experts, dtype=dtype, seed=seed)
-    x = torch.randn(num_tokens, SHAPE[1], generator=generator).to(dtype)
-    rows = torch.arange(0, num_tokens, 2) if has_rows else None
-    picked = slice(None) if rows is None else rows
-    gates = torch.rand(len(x[picked]), num_experts, generator=generator)
-    expected = torch.zeros(num_tokens, SHAPE[0])
-    expected[picked] = routed_sparse_lora(x[picked], experts, gates)
-    y = torch.zeros(num_tokens, SHAPE[0], dtype=dtype)
-    add_routed(y, x, experts, rows, None, gates)
-    assert_close(y, expected, dtype)
+    check(random_experts(SHAPE, counts, ranks, seed=seed), membership, task, num_tokens, rows, dtype, with_mixtures)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rank", "count", "is_dense"), [(1, 1, False), (2, 4, False), (4, 15, True), (8, 15, True)])
 def test_both_forms_of_a_task_equal_the_reference(dtype: torch.dtype, rank: int, count: int, is_dense: bool) -> None:
     membership = torch.tensor([[1, 0], [0, 1], [1, 1]])
-    experts = random_projection(SHAPE, membership, [count, count], rank, dtype=dtype)
-    assert [delta is not None for delta in experts.task_delta[:2]] == [is_dense, is_dense]
+    experts = random_experts(SHAPE, [count, count], [rank, rank])
     for task in range(3):
         for rows in (None, torch.tensor([0, 5, 6])):
-            check_task(experts, membership, task, 7, rows)
+            packed = check(experts, membership, task, 7, rows, dtype)
+            assert [delta is not None for delta in packed.task_delta[:2]] == [is_dense, is_dense]
+
+
+def test_what_no_step_reads_is_not_kept() -> None:
+    """A task in the dense form needs no blocks where there are no mixtures; one in blocks needs just its own."""
+    experts = random_experts(SHAPE, [15, 1], [8, 1])
+    without = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU, with_mixtures=False)
+    assert [delta is None for delta in without.task_delta] == [False, True]
+    assert [stack.expert.unique().tolist() for stack in without.stacks] == [[1]]
+    with_mixtures = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU)
+    assert sorted(e for stack in with_mixtures.stacks for e in stack.expert.unique().tolist()) == [0, 1]
+
+
+def test_a_large_projection_stays_in_blocks() -> None:
+    """There the bytes decide: memory is the bank's own, plus where the blocks lie."""
+    size = 256
+    shape = (size * 2, DENSE_VALUES_LIMIT // size)
+    experts = random_experts(shape, [6], [200], size)
+    values = sum(e.num_values for e in experts if e is not None)
+    packed = pack(experts, [[0]], shape, torch.bfloat16, CPU, with_mixtures=False)
+    assert packed.task_delta == [None]
+    assert 2 * values <= packed.nbytes <= 2 * values + 6 * 3 * 8
+
+
+def test_experts_without_a_gate_are_not_read() -> None:
+    """Blocks of NaN would show: 0 x NaN is NaN."""
+    experts = random_experts(SHAPE, [4, 4], [2, 2])
+    assert experts[1] is not None
+    experts[1].a.fill_(torch.nan)
+    packed = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU)
+    y = torch.zeros(3, SHAPE[0])
+    add_routed(y, torch.randn(3, SHAPE[1]), packed, None, None, torch.tensor([[1.0, 0.0]] * 3))
+    assert not y.isnan().any() and y.any()
 
 
 def test_a_task_without_blocks_here_leaves_the_output_alone() -> None:
-    membership = torch.tensor([[1, 0], [0, 1]])
-    experts = random_projection(SHAPE, membership, [3, 0])
-    assert experts.task_delta[1] is None and not len(experts.task_rows[1])
+    packed = pack(random_experts(SHAPE, [3, 0], [4, 4]), [[0], [1]], SHAPE, torch.float32, CPU)
+    assert packed.task_delta[1] is None and not packed.task_blocks[1]
     y = torch.randn(4, SHAPE[0])
     before = y.clone()
-    add_routed(y, torch.randn(4, SHAPE[1]), experts, None, 1, None)
+    add_routed(y, torch.randn(4, SHAPE[1]), packed, None, 1, None)
     assert torch.equal(y, before)
 
 
+@pytest.mark.parametrize("count", [1, 15])
 @pytest.mark.parametrize("rows", [None, torch.tensor([1, 2, 5])])
-def test_the_output_may_be_a_slice_of_a_packed_one(rows: Tensor | None) -> None:
-    membership = torch.ones(1, 1)
-    experts = random_projection(SHAPE, membership, [4])
+def test_the_output_may_be_a_slice_of_a_packed_one(rows: Tensor | None, count: int) -> None:
+    experts = pack(random_experts(SHAPE, [count], [4]), [[0]], SHAPE, torch.float32, CPU)
     x = torch.randn(6, SHAPE[1])
     packed = torch.randn(6, 10 + SHAPE[0] + 7)
     before = packed.clone()
     alone = before[:, 10 : 10 + SHAPE[0]].clone()
     add_routed(alone, x, experts, rows, 0, None)
     add_routed(packed[:, 10 : 10 + SHAPE[0]], x, experts, rows, 0, None)
-    assert torch.equal(packed[:, 10 : 10 + SHAPE[0]], alone)
+    torch.testing.assert_close(packed[:, 10 : 10 + SHAPE[0]], alone, rtol=0, atol=1e-5)
     assert torch.equal(packed[:, :10], before[:, :10]) and torch.equal(packed[:, -7:], before[:, -7:])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 15), st.integers(1, 8), st.sampled_from([4, 8]), st.integers(0, 1000))
-def test_dense_and_rank_rows_are_the_same_delta(count: int, rank: int, size: int, seed: int) -> None:
+def test_the_dense_form_is_the_blocks_products(count: int, rank: int, size: int, seed: int) -> None:
     blocks = random_blocks(SHAPE, count, rank, size, torch.Generator().manual_seed(seed))
-    a, b = blocks.rank_rows(SHAPE)
-    assert a.shape == (len(blocks.blocks) * rank, SHAPE[1]) and b.shape == (len(blocks.blocks) * rank, SHAPE[0])
-    torch.testing.assert_close(b.T @ a, blocks.dense(SHAPE), rtol=0, atol=1e-5)
     by_hand = torch.zeros(SHAPE)
     for (row, column), block_a, block_b in zip(blocks.blocks.tolist(), blocks.a, blocks.b, strict=True):
         by_hand[row * size : (row + 1) * size, column * size : (column + 1) * size] += block_b @ block_a

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapters.bank import Bank, BankConflict, BankCorrupt, BankError, BankMismatch, BankNotFound, Manifest
 from adapters.gate import AnalyticGate
+from seta_runtime.ops.cpu import add_routed
 from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
 from tests.adapters.bank.factory import BASE, TRUNK_LAYERS, empty_manifest, expert_info, make_tensors, next_manifest
 from tests.seta_runtime.random_experts import CPU, random_gate
@@ -54,8 +55,9 @@ def test_a_whole_generation(tmp_path: Path) -> None:
     expected = torch.zeros(BASE.target_dims("v_proj"))
     for (row, column), a, b in zip(*(tensors[f"layers.1.v_proj.{p}"] for p in ("blocks", "A", "B")), strict=True):
         expected[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] = b @ a
-    rows = packed.task_rows[0]
-    torch.testing.assert_close(packed.b[rows].T @ packed.a[rows], expected)
+    x, y = torch.randn(3, expected.shape[1]), torch.zeros(3, expected.shape[0])
+    add_routed(y, x, packed, None, 0, None)
+    torch.testing.assert_close(y, x @ expected.T)
     assert loaded.nbytes > sum(p.nbytes for p in loaded.projections.values())
 
 
