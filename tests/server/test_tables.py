@@ -8,10 +8,8 @@ import pytest
 from server.tables import print_table
 
 COLUMNS = ("generation", "in flight", "created", "tasks")
-ROWS = [
-    (3, "", "2026-11-21 12:34:56", ""),
-    (104, 12, "2026-11-22 01:02:03", "30, newest [bold]a_very_long_name_of_a_task"),
-]
+MANY = "30, newest [bold]a_very_long_name_of_a_task"
+ROWS = [(3, "", "2026-11-21 12:34:56", ""), (104, 12, "2026-11-22 01:02:03", MANY)]
 
 
 def squeezed(text: str) -> str:
