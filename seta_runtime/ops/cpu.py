@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from seta_runtime.ops.experts import ProjectionExperts
@@ -15,11 +18,11 @@ def add_routed(
     y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
     `task` (that task's experts have gate 1, all others 0) and `gates [n, experts]` is given.
     """
-    delta = None if task is None else experts.task_delta[task]
-    if delta is not None and rows is None:
-        y.addmm_(x, delta)
-        return
     picked = x if rows is None else x.index_select(0, rows)
+    delta = None if task is None else experts.task_delta[task]
+    if delta is not None:
+        _add_dense(y, picked, delta, rows)
+        return
     for update in _updates(picked, y.shape[1], experts, task, gates):
         if rows is None:
             y.add_(update)
@@ -27,16 +30,27 @@ def add_routed(
             y.index_add_(0, rows, update.to(y.dtype))
 
 
+def _add_dense(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None:
+    """`y[rows] += x deltaᵀ`. For one token oneDNN's call costs more than the product, so torch's own kernel does it."""
+    mkldnn: Any = torch.backends.mkldnn
+    was_enabled = mkldnn.enabled
+    mkldnn.enabled = was_enabled and len(x) > 1
+    try:
+        if rows is None:
+            y.addmm_(x, delta.T)
+        else:
+            y.index_add_(0, rows, x @ delta.T)
+    finally:
+        mkldnn.enabled = was_enabled
+
+
 def _updates(
     x: Tensor, num_outputs: int, experts: ProjectionExperts, task: int | None, gates: Tensor | None
 ) -> list[Tensor]:
-    if task is None:
-        assert gates is not None
-        return _gated(x, num_outputs, experts, gates)
-    delta = experts.task_delta[task]
-    if delta is not None:
-        return [x @ delta]
-    return [blocks.stack.update(x, num_outputs, blocks.index, None) for blocks in experts.task_blocks[task]]
+    if task is not None:
+        return [blocks.stack.update(x, num_outputs, blocks.index, None) for blocks in experts.task_blocks[task]]
+    assert gates is not None
+    return _gated(x, num_outputs, experts, gates)
 
 
 def _gated(x: Tensor, num_outputs: int, experts: ProjectionExperts, gates: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ class TaskBlocks:
 class ProjectionExperts:
     """All experts of one generation on one projection `W0 [d_out, d_in]`.
 
-    `task_delta[t] [d_in, d_out]`: the merged delta of task t's experts, for `x @ delta`, where that is the cheaper
+    `task_delta[t] [d_out, d_in]`: the merged delta of task t's experts, for `x @ delta.T`, where that is the cheaper
     form, else None; then `task_blocks[t]` holds their sub-blocks. `stacks`: the sub-blocks by rank, of all experts if
     there may be mixtures of them, else of those that some task reads in that form.
     """
@@ -68,7 +68,7 @@ def pack(
     ]
     return ProjectionExperts(
         stacks=stacks,
-        task_delta=[None if d is None else d.T.contiguous().to(device, dtype) for d in deltas],
+        task_delta=[None if d is None else d.to(device, dtype) for d in deltas],
         task_blocks=_blocks_of([mine if d is None else [] for mine, d in zip(members, deltas, strict=True)], stacks),
     )
 
