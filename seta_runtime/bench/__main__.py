@@ -21,16 +21,20 @@ from seta_runtime.bench.start_up import server_seconds
 from seta_runtime.bench.variants import Variant
 from seta_runtime.bench.worker import ANSWER
 
+LOG_LINES = 20
+
 
 class Worker:
-    """An engine process; `ask` blocks until it has answered."""
+    """An engine process; `ask` blocks until it has answered. `log`: where its standard error goes."""
 
-    def __init__(self, variant: Variant, prompts: list[list[int]]) -> None:
+    def __init__(self, variant: Variant, prompts: list[list[int]], log: Path) -> None:
         self.variant = variant
+        self.log = log
         command = [sys.executable, "-m", "seta_runtime.bench.worker"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
         self.ready = self.ask({"variant": variant.to_json(), "prompts": prompts})
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -40,9 +44,8 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith(ANSWER):
                 return json.loads(line.removeprefix(ANSWER))
-        raise RuntimeError(
-            f"engine {self.variant.name} ended with {self.process.wait()}; run its worker alone to see why"
-        )
+        last = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        raise RuntimeError("\n".join([f"engine {self.variant.name} ended with {self.process.wait()}:", *last]))
 
     def stop(self) -> None:
         self.process.kill()
@@ -59,7 +62,7 @@ def variants(model: str, bank: Path, work: Path, sizes: list[int]) -> list[Varia
     chosen = [
         Variant("plain", "plain", model),
         Variant("routed", "routed", model, str(bank.resolve()), (*previous, manifest.generation)),
-        Variant("base_routed", "routed", model, str(bank.resolve())),
+        Variant("base_routed", "routed", model, str(bank.resolve()), (manifest.generation,), asks_base=True),
         Variant("vllm_lora", "vllm_lora", model, adapter=str(adapter), rank=rank),
     ]
     for size in sizes:
@@ -83,8 +86,9 @@ def measure(workers: list[Worker], rounds: int) -> dict[str, dict[str, list[floa
     rates: dict[str, dict[str, list[float]]] = {worker.variant.name: {} for worker in workers}
     with Steps("benchmark", (rounds + 1) * (len(POINTS) * len(workers) + 1), "measurements") as steps:
         for number in range(rounds + 1):
+            turn = number % len(workers)  # nobody always comes after the same neighbour
             for point in (*POINTS, MIXED):
-                for worker in workers:
+                for worker in workers[turn:] + workers[:turn]:
                     if point.is_mixed and worker.variant.name != "routed":
                         continue
                     rate = _rate(worker, point)
@@ -118,7 +122,7 @@ def main(
         prompts = render(model, sorted(tasks.glob("*/test.jsonl")), count=8)
         for variant in variants(model, bank, work, size or [4, 16, 64]):
             console.print(f"starting engine {variant.name}", highlight=False)
-            workers.append(Worker(variant, prompts))
+            workers.append(Worker(variant, prompts, work / f"{variant.name}.log"))
         rates = measure(workers, rounds)
         engines = {worker.variant.name: worker.ready | _state(worker) for worker in workers}
         while workers:

@@ -44,7 +44,7 @@ def main(
     work = folder or Path(tempfile.mkdtemp(prefix="seta-big-"))
     try:
         model, bank = prepare(work, shape, tasks)  # type: ignore[arg-type]
-        found = {variant.name: run(variant, rounds) for variant in variants(model, bank)}
+        found = {variant.name: run(variant, rounds, work) for variant in variants(model, bank)}
     finally:
         if folder is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -75,11 +75,11 @@ def variants(model: Path, bank: Bank) -> list[Variant]:
     ]
 
 
-def run(variant: Variant, rounds: int) -> dict[str, Any]:
+def run(variant: Variant, rounds: int, work: Path) -> dict[str, Any]:
     """One engine from its start to its end; the first, unrecorded round warms it up."""
     console.print(f"starting engine {variant.name}", highlight=False)
     start = time.monotonic()
-    worker = Worker(variant, prompts())
+    worker = Worker(variant, prompts(), work / f"{variant.name}.log")
     ready_seconds = time.monotonic() - start
     rates: dict[str, list[float]] = {point.name: [] for point in POINTS}
     answer: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def run(variant: Variant, rounds: int) -> dict[str, Any]:
         worker.stop()
     return {
         "ready_seconds": round(ready_seconds, 2),
-        "activation_seconds": round(worker.ready["load_seconds"], 3),
+        "activation_seconds": round(sum(worker.ready["load_seconds"]), 3),
         "rss_bytes": answer["rss_bytes"],
         "stats": answer["stats"],
         "tokens_per_second": {name: [round(rate, 3) for rate in values] for name, values in rates.items()},

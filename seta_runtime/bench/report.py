@@ -113,9 +113,9 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         table.add_row(name, *(f"{by_point[p]:.3f}" if p in by_point else "" for p in points))
     stdout.print(table)
     held = {name: round(value / 2**20, 1) for name, value in summary["memory"].items()}
-    load_ms = 1000 * summary["engines"]["routed"]["load_seconds"]
+    load_ms = 1000 * summary["engines"]["routed"]["load_seconds"][-1]
     stdout.print(
-        f"server ready after {summary['server_ready_seconds']['median']:.1f} s; two generations loaded in "
+        f"server ready after {summary['server_ready_seconds']['median']:.1f} s; the bank's newest generation loaded in "
         f"{load_ms:.0f} ms; {held['over_plain_bytes']} MiB over plain vLLM, the bank has {held['bank_bytes']}, "
         f"one layer's KV cache {held['one_layers_kv_cache_bytes']}",
         highlight=False,

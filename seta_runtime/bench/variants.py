@@ -19,7 +19,7 @@ KV_CACHE_BYTES = 512 << 20
 class Variant:
     """One engine. `bank` and `generations` for kind "routed"; `adapter` and its `rank` for kind "vllm_lora".
 
-    `options`: further keyword arguments of `vllm.LLM`.
+    `asks_base`: its requests name the base model, whatever is loaded. `options`: more keyword arguments of `vllm.LLM`.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Variant:
     generations: tuple[int, ...] = ()
     adapter: str | None = None
     rank: int = 0
+    asks_base: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Variant:
         )
 
     def lora_requests(self) -> list[Any]:
-        """What a request of this variant names; empty for the base model alone."""
+        """What is loaded before the first request, the last one being the newest."""
         from vllm.lora.request import LoRARequest
 
         if self.kind == "vllm_lora":

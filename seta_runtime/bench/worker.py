@@ -33,11 +33,10 @@ def main() -> None:
 
     llm = LLM(**variant.engine_args())
     requests = variant.lora_requests()
-    load_start = time.monotonic()
-    for request in requests:
-        llm.llm_engine.add_lora(request)
-    ready = {"start_seconds": load_start - start, "load_seconds": time.monotonic() - load_start}
-    _say(ready)
+    start_seconds = time.monotonic() - start
+    _say({"start_seconds": start_seconds, "load_seconds": [_load_seconds(llm, request) for request in requests]})
+    if variant.asks_base:
+        requests = []
     for line in sys.stdin:
         point = Point(**json.loads(line))
         prompts = [{"prompt_token_ids": ids} for ids in prompts_for(point, setup["prompts"])]
@@ -51,6 +50,12 @@ def main() -> None:
         prefilled = sum(len(output.prompt_token_ids or ()) for output in outputs)
         tokens = prefilled if point.is_prefill else generated
         _say({"seconds": seconds, "tokens": tokens, "rss_bytes": rss_bytes(), "stats": _stats(llm, variant)})
+
+
+def _load_seconds(llm: Any, request: Any) -> float:
+    begin = time.monotonic()
+    llm.llm_engine.add_lora(request)
+    return time.monotonic() - begin
 
 
 def _requests(requests: list[Any], point: Any) -> list[Any] | None:
