@@ -42,7 +42,7 @@ def check_engine(config: ServeConfig) -> None:
     from seta_runtime.config import UnsupportedEngine, check_ranks
 
     try:
-        check_ranks(config.pipeline_parallel_size, config.tensor_parallel_size)
+        check_ranks(config.pipeline_parallel_size)
     except UnsupportedEngine as error:
         raise ServeError(f"the engine cannot run like this: {error}") from error
 

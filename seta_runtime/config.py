@@ -18,14 +18,13 @@ class UnsupportedEngine(RuntimeError):
     """The engine, its version or its configuration is one that the routed layer cannot serve."""
 
 
-def check_ranks(pipeline_parallel_size: int, tensor_parallel_size: int) -> None:
-    """Raises: UnsupportedEngine if a model would be spread over several ranks."""
-    for what, size in (("pipeline", pipeline_parallel_size), ("tensor", tensor_parallel_size)):
-        if size > 1:
-            raise UnsupportedEngine(
-                f"{what} parallelism of {size} found, expected 1: routed layers run on one rank; "
-                f"start with {what}_parallel_size 1"
-            )
+def check_ranks(pipeline_parallel_size: int) -> None:
+    """Raises: UnsupportedEngine if the layers would be spread over several ranks."""
+    if pipeline_parallel_size > 1:
+        raise UnsupportedEngine(
+            f"pipeline parallelism of {pipeline_parallel_size} found, expected 1: the gate's decision would have to "
+            "travel between stages; start with pipeline_parallel_size 1, and tensor_parallel_size for several ranks"
+        )
 
 
 class RuntimeConfig(BaseModel):
@@ -53,9 +52,8 @@ class RuntimeConfig(BaseModel):
 
     @staticmethod
     def check_engine(vllm_config: Any) -> None:
-        """Raises UnsupportedEngine for what is not built yet: several ranks, and graphs that are recorded once."""
-        parallel = vllm_config.parallel_config
-        check_ranks(parallel.pipeline_parallel_size, parallel.tensor_parallel_size)
+        """Raises UnsupportedEngine for what is not built yet: pipeline stages, and graphs that are recorded once."""
+        check_ranks(vllm_config.parallel_config.pipeline_parallel_size)
         compilation = vllm_config.compilation_config
         for what, mode in (("compilation", compilation.mode), ("CUDA graphs", compilation.cudagraph_mode)):
             if mode is not None and mode.name != "NONE":

@@ -5,23 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seta_runtime.ops import fused
 from seta_runtime.ops.cpu import add_routed
 from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
-from seta_runtime.state import StepState
+from seta_runtime.state import RoutedGroup, StepState
 
 
 @dataclass(frozen=True)
 class OutputSlice:
-    """Where one target's output lies inside a packed projection: q, k and v share one matrix in the engine."""
+    """Where one target's output lies inside a packed projection: q, k and v share one matrix in the engine.
+
+    `is_partial`: this rank has a part of the inputs, so its update is a part of a sum over the ranks.
+    """
 
     layer: int
     target: str
     start: int
     size: int
+    is_partial: bool = False
 
 
 class WrappedProjection(nn.Module):
@@ -46,9 +52,10 @@ class WrappedProjection(nn.Module):
 class RoutedProjection(WrappedProjection):
     """For a CPU: goes through the groups that the router made of the step's tokens."""
 
-    def __init__(self, base: nn.Module, state: StepState, slices: list[OutputSlice]) -> None:
+    def __init__(self, base: nn.Module, state: StepState, slices: list[OutputSlice], ranks: Ranks = ALONE) -> None:
         super().__init__(base, slices)
         self.state = state
+        self.ranks = ranks
 
     def forward(self, x: Tensor) -> Any:
         result = self.base(x)
@@ -57,12 +64,20 @@ class RoutedProjection(WrappedProjection):
             output = result[0] if isinstance(result, tuple) else result
             for part in self.slices:
                 y = output[:, part.start : part.start + part.size]
-                for group in groups:
-                    experts = group.generation.projections.get((part.layer, part.target))
-                    if experts is not None:
-                        assert isinstance(experts, ProjectionExperts)
-                        add_routed(y, x, experts, group.rows, group.task, group.gates)
+                if part.is_partial:  # the groups are every rank's, so all of them come here or none
+                    update = torch.zeros_like(y)
+                    self._add(update, x, part, groups)
+                    y.add_(self.ranks.add(update))
+                else:
+                    self._add(y, x, part, groups)
         return result
+
+    def _add(self, y: Tensor, x: Tensor, part: OutputSlice, groups: list[RoutedGroup]) -> None:
+        for group in groups:
+            experts = group.generation.projections.get((part.layer, part.target))
+            if experts is not None:
+                assert isinstance(experts, ProjectionExperts)
+                add_routed(y, x, experts, group.rows, group.task, group.gates)
 
 
 class FusedProjection(WrappedProjection):

@@ -13,6 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
 from vllm.lora.model_manager import DEFAULT_LANGUAGE_WRAPPER_KEY, LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
@@ -29,6 +35,7 @@ from seta_runtime.decisions import Decisions, RunningRequest
 from seta_runtime.layer import FusedProjection, OutputSlice, RoutedProjection
 from seta_runtime.ops import fused
 from seta_runtime.preparation import Preparations
+from seta_runtime.ranks import INPUT_SHARDED, Ranks
 from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
 from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
 from seta_runtime.state import StepState
@@ -57,6 +64,7 @@ class GenerationManager(LRUCacheLoRAModelManager):
     def __init__(self, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> None:
         self.config = RuntimeConfig.of(vllm_config)
         self._vllm_config = vllm_config
+        self.ranks = current_ranks()
         self.stats = RoutingStats()
         self.fused_projections: list[FusedProjection] = []
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
@@ -84,7 +92,7 @@ class GenerationManager(LRUCacheLoRAModelManager):
             cache_config=self._vllm_config.cache_config,
             prefix=POOL_LAYER_NAME.format(index=len(layers)),
         )
-        self.router = Router(self.state, pool, shape, self.stats)
+        self.router = Router(self.state, pool, shape, self.stats, self.ranks)
         for index in range(trunk, len(layers)):
             self._wrap_projections(layers[index], index)
         layers[trunk] = RoutedDecoderLayer(first, self.router)
@@ -102,11 +110,16 @@ class GenerationManager(LRUCacheLoRAModelManager):
             wanted = [part for part in parts if part[0] in self.config.targets]
             if wanted:
                 base = getattr(parent, name)
-                setattr(parent, name, self._wrapped(base, _slices(base, index, wanted)))
+                setattr(parent, name, self._wrapped(base, _slices(base, index, wanted, self.ranks.is_alone)))
 
     def _wrapped(self, base: nn.Module, slices: list[OutputSlice]) -> nn.Module:
         if self.state.fused is None:
-            return RoutedProjection(base, self.state, slices)
+            return RoutedProjection(base, self.state, slices, self.ranks)
+        if not self.ranks.is_alone:
+            raise UnsupportedEngine(
+                f"tensor parallelism of {self.ranks.size} on a GPU found, expected 1: the kernel was not tested on a "
+                "part of a projection; start with tensor_parallel_size 1"
+            )
         projection = FusedProjection(base, self.state.fused, slices)
         self.fused_projections.append(projection)
         return projection
@@ -192,7 +205,15 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         if fused.is_selected(self.device):
             layout = Layout(config.trunk_layers, config.targets, config.block_size, config.max_experts)
         return ResidentGeneration.load(
-            adapter_id, self.config.bank, generation, digest, self._found, layout, self._dtype, self.device
+            adapter_id,
+            self.config.bank,
+            generation,
+            digest,
+            self._found,
+            layout,
+            self._dtype,
+            self.device,
+            current_ranks(),
         )
 
     @property
@@ -209,6 +230,16 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
             self.decisions.running = requests_of(runner)
             self._knows_runner = True
         self.decisions.watch(request_id)
+
+
+def current_ranks() -> Ranks:
+    """This worker's place among those that share each layer."""
+    return Ranks(
+        get_tensor_model_parallel_rank(),
+        get_tensor_model_parallel_world_size(),
+        gather=tensor_model_parallel_all_gather,
+        add=tensor_model_parallel_all_reduce,
+    )
 
 
 def requests_of(runner: Any) -> Callable[[], Iterator[RunningRequest]]:
@@ -281,12 +312,20 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def _slices(base: Any, layer: int, parts: list[tuple[str, int | None, int | None]]) -> list[OutputSlice]:
+def _slices(
+    base: Any, layer: int, parts: list[tuple[str, int | None, int | None]], is_alone: bool
+) -> list[OutputSlice]:
     """gate and up are the two halves of their packed output; an unpacked projection is one slice."""
     whole = int(base.output_size_per_partition) if hasattr(base, "output_size_per_partition") else int(base.output_size)
     is_pair = any(target in ("gate_proj", "up_proj") for target, _, _ in parts)
     part_size = whole // 2 if is_pair else whole
     return [
-        OutputSlice(layer, target, part_size if start is None else start, part_size if size is None else size)
+        OutputSlice(
+            layer,
+            target,
+            part_size if start is None else start,
+            part_size if size is None else size,
+            is_partial=not is_alone and target in INPUT_SHARDED,
+        )
         for target, start, size in parts
     ]

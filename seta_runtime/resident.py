@@ -26,6 +26,7 @@ from adapters.gate import load_gate
 from seta_runtime.ops import fused
 from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
+from seta_runtime.ranks import ALONE, Part, Ranks
 
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 
@@ -80,8 +81,11 @@ class ResidentGeneration:
         layout: Layout,
         dtype: torch.dtype,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> ResidentGeneration:
         """Read and verify a whole generation; `digest` is its manifest's, where the caller has read that before.
+
+        Of the experts, this rank's part is kept.
 
         Raises a BankError; nothing is kept then.
         """
@@ -96,7 +100,7 @@ class ResidentGeneration:
         for column, rows in enumerate(manifest.tasks_by_expert):
             membership[rows, column] = 1
         served = manifest.experts_by_task if gate.columns == "tasks" else []  # only tasks have a merged form
-        projections = _pack_all(bank, manifest, served, dtype, device, with_mixtures=gate.is_mixture)
+        projections = _pack_all(bank, manifest, served, dtype, device, ranks, with_mixtures=gate.is_mixture)
         names = tuple(task.name for task in manifest.tasks)
         return cls(
             adapter_id,
@@ -145,14 +149,18 @@ def _pack_all(
     members: list[list[int]],
     dtype: torch.dtype,
     device: torch.device,
+    ranks: Ranks,
     with_mixtures: bool,
 ) -> dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
+    parts: dict[str, Part] = {target: ranks.part(manifest.base, target) for target in manifest.targets}
     for index, info in enumerate(manifest.experts):
         for site in expert_sites(bank.load_expert(manifest, info)):
             experts = blocks.setdefault((site.layer, site.target), [None] * len(manifest.experts))
-            experts[index] = SparseBlocks(site.blocks, site.a, site.b)
-    dims = {key: manifest.base.target_dims(key[1]) for key in blocks}  # type: ignore[arg-type]
+            whole, part = SparseBlocks(site.blocks, site.a, site.b), parts[site.target]
+            experts[index] = whole if ranks.is_alone else whole.cut(part.rows, part.columns)
+    blocks = {key: experts for key, experts in blocks.items() if any(e is not None for e in experts)}
+    dims = {key: parts[key[1]].shape for key in blocks}
     if fused.is_selected(device):
         return {key: fused.rank_blocks(experts, dims[key], dtype, device) for key, experts in blocks.items()}
     return {key: pack(experts, members, dims[key], dtype, device, with_mixtures) for key, experts in blocks.items()}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
+from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
 from seta_runtime.stats import RoutingStats
@@ -28,7 +29,10 @@ from seta_runtime.stats import RoutingStats
 
 @dataclass(frozen=True)
 class PoolShape:
-    """The extra attention layer's heads; the value heads hold `num_kv_heads x head_size` evidence values a token."""
+    """The extra attention layer's heads on this rank.
+
+    Its value heads hold `num_kv_heads x head_size` evidence values a token.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -43,13 +47,19 @@ class Router(nn.Module):
     """Writes `state.groups`, or on a GPU `state.fused`, from the residual stream at layer m."""
 
     def __init__(
-        self, state: StepState, pool: Callable[[Tensor, Tensor, Tensor], Tensor], shape: PoolShape, stats: RoutingStats
+        self,
+        state: StepState,
+        pool: Callable[[Tensor, Tensor, Tensor], Tensor],
+        shape: PoolShape,
+        stats: RoutingStats,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.state = state
         self.pool = pool
         self.shape = shape
         self.stats = stats
+        self.ranks = ranks
         self.decisions = Decisions()
         self.key = next(_keys)
         _routers[self.key] = self
@@ -107,11 +117,13 @@ class Router(nn.Module):
         for generation, rows in members:
             z, log_weight = generation.gate.evidence(hidden if rows is None else hidden[rows])
             where: Any = slice(None) if rows is None else rows
-            value[where, : z.shape[-1]] = z.to(value.dtype)
+            mine = z[:, self.ranks.rank * shape.width : (self.ranks.rank + 1) * shape.width]
+            value[where, : mine.shape[-1]] = mine.to(value.dtype)
             key[where, :, 0] = log_weight.to(key.dtype).unsqueeze(-1)
         out = self.pool(query.flatten(1), key.flatten(1), value)
         per_head = out.view(num_tokens, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_size)
-        return per_head[:, :, 0].flatten(1).float()
+        pooled = per_head[:, :, 0].flatten(1)
+        return (pooled if self.ranks.is_alone else self.ranks.gather(pooled.contiguous())).float()
 
     def _add_groups(
         self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,33 @@ class SparseBlocks:
     @property
     def num_values(self) -> int:
         return self.a.numel() + self.b.numel()
+
+    def cut(self, rows: range, columns: range) -> SparseBlocks | None:
+        """ΔW's part in those rows and columns, as sub-blocks of that smaller matrix; None if there are none.
+
+        Where the cut would go through blocks, they are divided first: the same ΔW in smaller ones.
+        """
+        edge = math.gcd(self.a.shape[-1], rows.start, len(rows), columns.start, len(columns))
+        fine = self._divided(edge)
+        row, column = fine.blocks[:, 0] - rows.start // edge, fine.blocks[:, 1] - columns.start // edge
+        is_inside = (row >= 0) & (row < len(rows) // edge) & (column >= 0) & (column < len(columns) // edge)
+        if not is_inside.any():
+            return None
+        blocks = torch.stack([row, column], dim=1)[is_inside]
+        return SparseBlocks(blocks, fine.a[is_inside], fine.b[is_inside])
+
+    def _divided(self, edge: int) -> SparseBlocks:
+        count, rank, size = self.a.shape
+        each = size // edge
+        if each == 1:
+            return self
+        place = torch.arange(each, dtype=self.blocks.dtype)
+        row = (self.blocks[:, 0, None] * each + place)[:, :, None].expand(-1, -1, each)
+        column = (self.blocks[:, 1, None] * each + place)[:, None, :].expand(-1, each, -1)
+        a = self.a.reshape(count, rank, each, edge).permute(0, 2, 1, 3)[:, None].expand(-1, each, -1, -1, -1)
+        b = self.b.reshape(count, each, edge, rank)[:, :, None].expand(-1, -1, each, -1, -1)
+        blocks = torch.stack([row.flatten(), column.flatten()], dim=1)
+        return SparseBlocks(blocks, a.reshape(-1, rank, edge), b.reshape(-1, edge, rank))
 
     def dense(self, shape: tuple[int, int]) -> Tensor:
         """ΔW `[d_out, d_in]` float32."""

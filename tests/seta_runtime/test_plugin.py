@@ -55,7 +55,7 @@ def test_an_engine_without_the_section_does_not_want_it(extra: object) -> None:
 
 
 def engine_config(**changes: object) -> SimpleNamespace:
-    parallel = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1}
+    parallel = {"pipeline_parallel_size": 1}
     compilation = {"mode": SimpleNamespace(name="NONE"), "cudagraph_mode": None}
     parts = {"parallel_config": parallel, "compilation_config": compilation}
     return SimpleNamespace(
@@ -70,7 +70,6 @@ def engine_config(**changes: object) -> SimpleNamespace:
     ("change", "message"),
     [
         ({"pipeline_parallel_size": 2}, "pipeline parallelism of 2 found, expected 1.*start with"),
-        ({"tensor_parallel_size": 4}, "tensor parallelism of 4 found, expected 1.*start with"),
         ({"mode": SimpleNamespace(name="VLLM_COMPILE")}, "compilation VLLM_COMPILE found.*start with enforce_eager"),
         ({"cudagraph_mode": SimpleNamespace(name="FULL")}, "CUDA graphs FULL found.*start with enforce_eager"),
     ],
