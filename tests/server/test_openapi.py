@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
+from typer.testing import CliRunner
 
-from server import console, errors, limits
+from server import cli, console, errors, limits
 from server.access import Access
 from server.app import ROUTERS, build_app
 from server.config import build_config
@@ -37,6 +38,11 @@ def test_it_describes_the_routes_of_the_app_and_no_others(document: dict[str, An
     described = {(path, method) for path, operations in document["paths"].items() for method in operations}
     wanted = {(path, method) for path, method in routes if method != "head" and path not in console.OPEN_PATHS}
     assert described == wanted
+
+
+def test_the_command_prints_it(document: dict[str, Any]) -> None:
+    printed = CliRunner().invoke(cli.app, ["openapi"])
+    assert json.loads(printed.stdout)["paths"].keys() == document["paths"].keys()
 
 
 def test_every_route_asks_for_a_key_but_for_the_open_ones(document: dict[str, Any]) -> None:

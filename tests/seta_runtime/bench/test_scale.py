@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from adapters.bank import Bank, objects
 from adapters.bank import manifest as manifest_module
 from seta_runtime.bench.many_tasks import bank_of
-from seta_runtime.bench.scale import load, measure
+from seta_runtime.bench.scale import load, main
 from seta_runtime.ops.experts import pack
 from seta_runtime.ops.fused import rank_blocks
 from tests.seta_runtime.random_experts import CPU, random_blocks
@@ -119,6 +120,9 @@ def test_a_manifest_of_many_tasks_has_no_matrix(banks: dict[int, Bank]) -> None:
     assert where.read_bytes() == manifest.to_bytes()
 
 
-def test_the_figures(tmp_path: Path) -> None:
-    found = measure(bank_of(tmp_path / "bank", 4), 2)
-    assert found["activate_seconds"] > 0 and found["resident_bytes"] > 0 and found["manifest_bytes"] > 1000
+def test_the_command(tmp_path: Path) -> None:
+    main([2, 4], 1, tmp_path)
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert list(found) == ["2", "4"]
+    assert found["4"]["activate_seconds"] > 0 and found["4"]["resident_bytes"] > found["2"]["resident_bytes"]
+    assert found["4"]["manifest_bytes"] > 1000
