@@ -20,6 +20,11 @@ RIVAL_MARGIN = 0.1
 """Only tasks whose cosine is this close to the nearest one's are told apart by the discriminants; the others are out.
 The discriminants share the tasks' pooled scatter: unbounded, a task learned later could claim an older one's tokens."""
 
+TIE_LOGITS = 4.0
+TIE_MARGIN = 0.25
+"""Tasks this close to the best, in logits and in cosine, cannot be told apart yet: their prompts begin alike. Of them
+the oldest decides, so learning a task does not move the tokens of those before it (`docs/method.md`)."""
+
 
 @dataclass(frozen=True)
 class AnalyticGate:
@@ -92,31 +97,35 @@ class AnalyticGate:
 
     def probabilities(self, pooled: Tensor) -> Tensor:
         """pooled `[..., c]` → `[..., tasks + 1]`, the last column is "base"; rows sum to 1."""
-        if not self.num_tasks:
-            return pooled.new_ones(*pooled.shape[:-1], 1)
-        weight, bias = self._read_out  # type: ignore[attr-defined]
-        similarity = self.similarity(pooled)
-        nearest = similarity.amax(-1, keepdim=True)
-        logits = (pooled @ weight + bias) / self.temperature
-        tasks = torch.softmax(logits.masked_fill(similarity < nearest - RIVAL_MARGIN, -torch.inf), dim=-1)
-        known = torch.sigmoid((nearest - self.threshold) * self.sharpness)
-        return torch.cat([tasks * known, 1 - known], dim=-1)
+        return self.judge(pooled)[1]
 
     def decide(self, pooled: Tensor) -> Tensor:
-        """The weights that serve, `[..., tasks]`: the k likeliest tasks, renormalised.
+        """The weights that serve, `[..., tasks]`.
 
-        All zero where no task is likelier than not.
+        k = 1: the oldest of the tasks that cannot be told apart, where it is known by itself, that is by its own
+        cosine. k > 1: the k likeliest tasks, renormalised. All zero where no task is likelier than not.
         """
         return self.judge(pooled)[0]
 
     def judge(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """`decide` and `probabilities`, computed once."""
-        probabilities = self.probabilities(pooled)
-        return self._weights(probabilities[..., :-1]), probabilities
-
-    def _weights(self, tasks: Tensor) -> Tensor:
         if not self.num_tasks:
-            return tasks
+            return pooled.new_zeros(*pooled.shape[:-1], 0), pooled.new_ones(*pooled.shape[:-1], 1)
+        weight, bias = self._read_out  # type: ignore[attr-defined]
+        similarity = self.similarity(pooled)
+        nearest = similarity.amax(-1, keepdim=True)
+        logits = (pooled @ weight + bias) / self.temperature
+        rivals = logits.masked_fill(similarity < nearest - RIVAL_MARGIN, -torch.inf)
+        known = torch.sigmoid((nearest - self.threshold) * self.sharpness)
+        probabilities = torch.cat([torch.softmax(rivals, dim=-1) * known, 1 - known], dim=-1)
+        if self.is_mixture:
+            return self._likeliest(probabilities[..., :-1]), probabilities
+        is_tied = (logits >= rivals.amax(-1, keepdim=True) - TIE_LOGITS) & (similarity >= nearest - TIE_MARGIN)
+        oldest = is_tied.byte().argmax(-1, keepdim=True)  # the first one: tasks are in the order they were learned
+        is_known = similarity.gather(-1, oldest) > self.threshold
+        return torch.zeros_like(similarity).scatter(-1, oldest, is_known.to(similarity.dtype)), probabilities
+
+    def _likeliest(self, tasks: Tensor) -> Tensor:
         kept = tasks.topk(min(self.top_k, self.num_tasks), dim=-1)
         shares = kept.values / kept.values.sum(-1, keepdim=True).clamp_min(1e-30)
         weights = torch.zeros_like(tasks).scatter(-1, kept.indices, shares)
