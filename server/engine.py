@@ -48,8 +48,10 @@ def start_engine(config: ServeConfig, plan: Plan) -> "CountingEngine":
     from .counting import CountingEngine
 
     args = engine_args(config, plan)
-    if args.enforce_eager and current_platform.is_cpu():
-        environment.disable_compiler()
+    if current_platform.is_cpu():
+        environment.bind_ranks(config.tensor_parallel_size)
+        if args.enforce_eager:
+            environment.disable_compiler()
     try:
         vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
         RuntimeConfig.check_engine(vllm_config)

@@ -5,6 +5,7 @@ that suits a server, before vLLM is imported; a value the user has set wins, exc
 """
 
 import os
+from pathlib import Path
 
 from .config import ServeConfig, ServeError
 
@@ -21,6 +22,7 @@ _REFUSED = (
     "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION",  # two clients' requests with one id would disturb each other
 )
 _PLUGIN = "seta"
+_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -48,6 +50,26 @@ def disable_compiler() -> None:
     such request would run a C++ compiler for a minute, and everybody's requests would wait for it.
     """
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def bind_ranks(num_ranks: int) -> None:
+    """For an engine on a CPU: cores for each of the ranks that share the layers, where the user has not named them.
+
+    vLLM by itself wants a NUMA node for each. With fewer nodes the cores are divided evenly, neighbours together.
+    Raises: ServeError if there are fewer cores than ranks.
+    """
+    if num_ranks == 1 or os.environ.get(_BINDING, "auto") != "auto" or _num_numa_nodes() >= num_ranks:
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < num_ranks:
+        raise ServeError(f"tensor parallelism of {num_ranks} found, this process may use {len(cores)} cores")
+    each = len(cores) // num_ranks
+    shares = [cores[rank * each : (rank + 1) * each] for rank in range(num_ranks)]
+    os.environ[_BINDING] = "|".join(",".join(map(str, share)) for share in shares)
+
+
+def _num_numa_nodes() -> int:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
 
 
 def kv_cache_gib() -> float | None:
