@@ -12,6 +12,7 @@ Tokens of the base model, and of a generation without tasks, pay nothing.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
 from seta_runtime.stats import RoutingStats
+
+COUNTED_IN_PYTHON = 256
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ class Router(nn.Module):
 
     def _members(self, slots: Tensor) -> list[tuple[ResidentGeneration, Tensor | None]]:
         """The step's generations and their rows; one that knows no task has nothing to decide."""
-        present = [int(slot) for slot in torch.unique(slots).tolist() if slot >= 0]
+        counts = counted(slots)
         members = []
-        for slot in present:
-            generation, rows = self._resident(slot), self._rows(slots, slot, len(present))
+        for slot in sorted(slot for slot in counts if slot >= 0):
+            generation = self._resident(slot)
+            rows = None if len(counts) == 1 else (slots == slot).nonzero().flatten()
             if generation.tasks:
                 members.append((generation, rows))
             else:
@@ -98,14 +102,6 @@ class Router(nn.Module):
         generation = self.state.slots[slot]
         assert generation is not None, f"slot {slot} is empty"
         return generation
-
-    @staticmethod
-    def _rows(slots: Tensor, slot: int, num_present: int) -> Tensor | None:
-        """Positions of the slot's tokens; None when every token is its own."""
-        mine = slots == slot
-        if num_present == 1 and bool(mine.all()):
-            return None
-        return mine.nonzero().flatten()
 
     def _pooled(self, hidden: Tensor, members: list[tuple[ResidentGeneration, Tensor | None]]) -> Tensor:
         """Prefix means of the evidence `[T, c]` float32: under constant queries a token's key is its log-weight."""
@@ -138,7 +134,7 @@ class Router(nn.Module):
             self._add_mixture(generation, rows, weights)
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
-        for task, count in zip(*(t.tolist() for t in torch.unique(chosen, return_counts=True)), strict=True):
+        for task, count in sorted(counted(chosen).items()):
             if task < 0:
                 continue
             everyone = rows is None and count == num_tokens
@@ -153,6 +149,14 @@ class Router(nn.Module):
             return
         gates = generation.expert_gates(weights[local])
         self.state.groups.append(RoutedGroup(generation, local if rows is None else rows[local], None, gates))
+
+
+def counted(values: Tensor) -> dict[int, int]:
+    """How often each of `values [n]` int64 is there. A few are faster counted in Python than by a sort."""
+    if len(values) <= COUNTED_IN_PYTHON:
+        return Counter(values.tolist())
+    found, counts = torch.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 class RoutedDecoderLayer(nn.Module):

@@ -88,7 +88,6 @@ def stream(server: ServerProcess, **fields: int) -> Iterator[Iterator[str]]:
     [
         ("--kv-cache-gib", "0.001", r"the engine did not start: ValueError: .* --kv-cache-gib"),
         ("--max-model-len", "1000000", r"vLLM refuses the configuration: .*max_model_len"),
-        ("--tensor-parallel-size", "2", r"vLLM refuses the configuration: .*must be divisible by tensor parallel size"),
         ("--tool-call-parser", "nobodys", r"--tool-call-parser: there is no 'nobodys'; choose one of .*hermes"),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters.evidence import prefix_mean
 from adapters.gate import AnalyticGate
 from seta_runtime.resident import ResidentGeneration
-from seta_runtime.route import PoolShape, RoutedDecoderLayer, Router
+from seta_runtime.route import COUNTED_IN_PYTHON, PoolShape, RoutedDecoderLayer, Router, counted
 from seta_runtime.state import StepState
 from seta_runtime.stats import RoutingStats
 from tests.seta_runtime.random_experts import random_gate, random_generation, random_softmax_gate
@@ -230,3 +232,9 @@ def test_the_router_sees_the_residual_stream() -> None:
     assert layer(torch.arange(LENGTH), hidden, residual) == (hidden, residual)
     layer(torch.arange(LENGTH), hidden, None)
     assert torch.equal(seen[0], hidden + residual) and torch.equal(seen[1], hidden)
+
+
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=2 * COUNTED_IN_PYTHON))
+@settings(max_examples=30, deadline=None)
+def test_counting_is_the_same_for_few_and_for_many(values: list[int]) -> None:
+    assert counted(torch.tensor(values)) == {value: values.count(value) for value in set(values)}
