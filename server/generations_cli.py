@@ -14,6 +14,7 @@ import typer
 
 from adapters.admin_client import DEFAULT_URL, KEY_VARIABLE, AdminClient, AdminError, read_key
 
+from .replicas import activate_all, addresses
 from .tables import print_table
 
 app = typer.Typer(
@@ -71,10 +72,22 @@ def experts(url: Url = DEFAULT_URL, key_file: KeyFile = None, as_json: AsJson = 
 
 
 @app.command()
-def activate(generation: Generation, expect: Expected = None, url: Url = DEFAULT_URL, key_file: KeyFile = None) -> None:
+def activate(
+    generation: Generation,
+    expect: Expected = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="On each server behind the URL's host name; all or none.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+) -> None:
     """Serve a generation of the server's bank: new requests get it, running ones keep theirs."""
     with _server(url, key_file) as server:
-        _say_change(server.activate(generation, expect))
+        if every:
+            servers = [AdminClient(one, read_key(key_file)) for one in addresses(url)]
+            activate_all(servers, generation, expect, print)
+        else:
+            _say_change(server.activate(generation, expect))
 
 
 @app.command()

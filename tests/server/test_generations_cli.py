@@ -223,3 +223,13 @@ class TestLearnActivate:
             update={"accuracy_matrix": (), "tasks": (bank.manifest(2).tasks[0], task)}
         )
         assert before_and_after(bank.manifest(1), unmeasured) == [("alpha", 90.0, None), ("beta", None, 75.0)]
+
+
+def test_activate_on_all_replicas(live: SimpleNamespace) -> None:
+    """Here the host name has one address; what happens with several is in test_replicas.py."""
+    assert seta(live, "activate", "5", "--expect", "4", "--all").stdout == (
+        f"{live.url}: generation 5 serves, 4 did before\n"
+    )
+    assert live.house.generations.current == 5 and "pinned" not in seta(live, "list").stdout
+    refused = seta(live, "activate", "9", "--all")
+    assert refused.exit_code == 1 and "nothing has changed [not_in_bank]" in refused.stderr
