@@ -13,7 +13,7 @@ from tests.tiny import make_tiny_model
 
 
 @contextmanager
-def _few_general_prompts() -> Iterator[None]:
+def with_few_general_prompts() -> Iterator[None]:
     prompts = general_prompts()[:40]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adapters.learner.general_prompts", lambda: prompts)
@@ -22,7 +22,7 @@ def _few_general_prompts() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def few_general_prompts() -> Iterator[None]:
-    with _few_general_prompts():
+    with with_few_general_prompts():
         yield
 
 
@@ -35,6 +35,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def bank_dir(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both tasks, learned well, in one call. Tests leave it as it is."""
     path = tmp_path_factory.mktemp("learned") / "bank"
-    with _few_general_prompts():
+    with with_few_general_prompts():
         learn_tasks(path, tiny_model, TRAIN, TEST, SETTINGS)
     return path

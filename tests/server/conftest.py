@@ -7,6 +7,7 @@ import pytest
 
 from adapters.bank import Bank
 from tests.adapters.bank.factory import make_bank
+from tests.server.admin_app import Admin
 from tests.server.house import TASKS, House
 
 
@@ -37,3 +38,10 @@ def bank(bank_template: Path, tmp_path: Path) -> Bank:
 @pytest.fixture
 def house(bank: Bank) -> House:
     return House(bank)
+
+
+@pytest.fixture
+def admin(house: House) -> Iterator[Admin]:
+    opened = Admin(house)
+    yield opened
+    opened.close()
