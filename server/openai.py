@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from . import explain, limits
+from . import explain, limits, tracing
 from .admission import Visit
 from .auth import tenant_of
 from .bodies import client_closed, parse, read_json_object
@@ -39,6 +39,7 @@ class Asked:
     visit: Visit
     target: Target
     body: dict[str, Any]
+    trace: tracing.Trace
 
 
 Call = Callable[[Asked], Awaitable[Any]]
@@ -90,10 +91,12 @@ async def detokenize(request: Request, entry: Admitted) -> Response:
 
 async def _answer(request: Request, entry: Entry, call: Call) -> Response:
     serving, config = serving_of(request), service_of(request).config
+    trace = entry.held.enter_context(tracing.traced(request))
     body = await read_json_object(request, config.max_body_bytes, config.client_seconds)
     target = entry.held.enter_context(serving.generations.admit(body.get("model")))
+    trace.name(target)
     try:
-        asked = Asked(serving, config, entry.visit, target, body | {"model": target.model})
+        asked = Asked(serving, config, entry.visit, target, body | {"model": target.model}, trace)
         return await until_disconnect(request, _run(call, asked))
     except Exception as error:
         failure = as_api_error(error)
@@ -117,8 +120,10 @@ async def _chat(asked: Asked) -> Any:
     options, body = explain.take_options(asked.body)
     _check_messages(body)
     request = parse(ChatCompletionRequest, body)
+    raw = asked.trace.as_request
     await _wait_turn(asked, request, options)
-    return await _generate(asked, options, asked.serving.handlers.chat, lambda h: h.create_chat_completion(request))
+    handler = asked.serving.handlers.chat
+    return await _generate(asked, options, handler, lambda h: h.create_chat_completion(request, raw))
 
 
 async def _complete(asked: Asked) -> Any:
@@ -126,8 +131,10 @@ async def _complete(asked: Asked) -> Any:
 
     options, body = explain.take_options(asked.body)
     request = parse(CompletionRequest, body)
+    raw = asked.trace.as_request
     await _wait_turn(asked, request, options)
-    return await _generate(asked, options, asked.serving.handlers.completion, lambda h: h.create_completion(request))
+    handler = asked.serving.handlers.completion
+    return await _generate(asked, options, handler, lambda h: h.create_completion(request, raw))
 
 
 async def _generate(

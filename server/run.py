@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from . import console, preflight
+from . import console, preflight, tracing
 from .access import Access
 from .activations import MeteredOperations
 from .admin import PREFIX
@@ -184,6 +184,7 @@ class Process:
         end_engine_processes()
         if self._service.serving is not None:
             self._service.serving.engine.shutdown()  # at once: it would have waited for its processes, no longer
+        tracing.flush()
 
     def _on_signal(self) -> None:
         if self._end.is_set():
