@@ -8,7 +8,7 @@ DEMO_TASKS := smart_home licences icd10 foods
 METHODS ?= seta,seq-lora,ewc,o-lora,i-lora,per-task,joint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-chaos test-console check format accuracy bench benchmark demo-bank lock venv model clean python
+.PHONY: help demo test test-chaos test-console test-clients check format accuracy bench benchmark demo-bank lock venv model clean python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -25,6 +25,9 @@ test-chaos: model  ## run the slow fault tests: generations under load, faults, 
 test-console: model  ## run the browser tests of the console, on Debian's chromium (about 6 minutes)
 	$(PY) -m pip install -q 'playwright>=1.60'
 	$(PY) -m pytest tests/console
+
+test-clients: model  ## run lm-eval and inspect-ai against the server, and send traces to a collector (about 5 minutes)
+	$(PY) -m pytest tests/clients -s
 
 check: venv  ## ruff, its formatter, mypy
 	$(PY) -m ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 OURS = ("seta", "make", "python", "python3", ".venv/bin/python")
-OTHERS = ("curl", "pip", "cd", "promtool", "lm_eval", "inspect")
+OTHERS = ("curl", "pip", "cd", "promtool", *(f"build/clients/bin/{name}" for name in ("pip", "lm_eval", "inspect")))
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 

@@ -40,6 +40,10 @@ RUN_BY = {
     "python -m seta_runtime.bench.scale": "tests/seta_runtime/bench/test_scale.py::test_the_command",
     "curl /v1/route": "tests/server/test_explain_http.py::test_it_is_the_decision_that_an_answer_begins_with",
     "promtool test": _PROMTOOL,
+    "python -m venv build/clients": "tests/clients/test_evaluation.py::tools",
+    "build/clients/bin/pip install": "tests/clients/test_evaluation.py::tools",
+    "build/clients/bin/lm_eval run": "tests/clients/test_evaluation.py::test_lm_eval",
+    "build/clients/bin/inspect eval": "tests/clients/test_evaluation.py::test_inspect",
     "make demo": "tests/deploy/test_demo.py::test_a_signal_ends_everything",
 }
 """Command → file and function. A command with an option named here is another one than without."""
@@ -48,6 +52,7 @@ NOT_RUN = {
     "make test": "runs the tests",
     "make test-chaos": "runs tests",
     "make test-console": "runs tests",
+    "make test-clients": "runs tests",
     "make accuracy": "minutes; its two commands are run by tests/conftest.py and tests/adapters/test_cli.py",
     "make demo-bank": "half an hour; tests/test_pipeline.py measures the bank that it makes",
     "pip install": "CI installs from requirements/cpu.lock, which tests/test_packaging.py compares with the extras",

@@ -160,7 +160,7 @@ def _check_module(words: list[str]) -> None:
     if words[:1] != ["-m"]:
         raise Drift("expected python -m MODULE")
     module, *options = words[1:]
-    if not options:
+    if not options or not (REPO / module.partition(".")[0]).is_dir():
         if not _exists(module):
             raise Drift(f"there is no module {module}")
         return
