@@ -17,13 +17,14 @@ from adapters.evidence import Columns, Evidence, Gate, whitened_direction
 from adapters.softmax_gate import SoftmaxGate
 
 RIVAL_MARGIN = 0.1
-"""Only tasks whose cosine is this close to the nearest one's are told apart by the discriminants; the others are out.
-The discriminants share the tasks' pooled scatter: unbounded, a task learned later could claim an older one's tokens."""
+"""Only tasks whose cosine is this close to the nearest one's share its probability; the others are out."""
 
 TIE_LOGITS = 4.0
 TIE_MARGIN = 0.25
-"""Tasks this close to the best, in logits and in cosine, cannot be told apart yet: their prompts begin alike. Of them
-the oldest decides, so learning a task does not move the tokens of those before it (`docs/method.md`)."""
+"""Of the tasks within this margin of the nearest one's cosine, those this close to the best in logits cannot be told
+apart yet: their prompts begin alike. The oldest of them decides, so learning a task does not move the tokens of those
+before it (`docs/method.md`). The margin bounds the discriminants, which share the tasks' pooled scatter: without it, a
+task learned later could claim tokens that are clearly an older one's."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class AnalyticGate:
         probabilities = torch.cat([torch.softmax(rivals, dim=-1) * known, 1 - known], dim=-1)
         if self.is_mixture:
             return self._likeliest(probabilities[..., :-1]), probabilities
-        is_tied = (logits >= rivals.amax(-1, keepdim=True) - TIE_LOGITS) & (similarity >= nearest - TIE_MARGIN)
+        close = logits.masked_fill(similarity < nearest - TIE_MARGIN, -torch.inf)
+        is_tied = close >= close.amax(-1, keepdim=True) - TIE_LOGITS
         oldest = is_tied.byte().argmax(-1, keepdim=True)  # the first one: tasks are in the order they were learned
         is_known = similarity.gather(-1, oldest) > self.threshold
         return torch.zeros_like(similarity).scatter(-1, oldest, is_known.to(similarity.dtype)), probabilities

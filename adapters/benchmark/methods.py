@@ -29,7 +29,7 @@ SETA = "adapters.benchmark.seta:SetaLearner"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("seta", LearnSettings, SETA, revision=2),
+        Kind("seta", LearnSettings, SETA, revision=3),
         Kind("seta-paper", LearnSettings, SETA, {"preset": "paper"}),
         Kind("seq-lora", LoraSettings, "adapters.benchmark.lora_methods:SequentialLora"),
         Kind("ewc", EwcSettings, "adapters.benchmark.ewc:Ewc"),

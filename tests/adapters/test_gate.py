@@ -145,7 +145,7 @@ def test_a_later_task_cannot_claim_tokens_that_are_clearly_an_older_ones() -> No
         alone, both = fit(empty_gate(), [old]), fit(empty_gate(), [old, new])
         x = queries([old, new])
         similarity = both.similarity(x)
-        clear = similarity[:, 0] > similarity[:, 1] + RIVAL_MARGIN + 1e-4
+        clear = similarity[:, 0] > similarity[:, 1] + TIE_MARGIN + 1e-4
         num_clear += int(clear.sum())
         torch.testing.assert_close(both.decide(x)[clear, :1], alone.decide(x)[clear], atol=0, rtol=0)
         assert not both.decide(x)[clear, 1].any()
@@ -160,12 +160,9 @@ def decide_slowly(gate: AnalyticGate, x: Tensor) -> list[int]:
         cosine = gate.similarity(row[None])[0].tolist()
         logit = ((row @ weight + bias) / gate.temperature).tolist()
         nearest = max(cosine)
-        best = max(value for value, near in zip(logit, cosine, strict=True) if near >= nearest - RIVAL_MARGIN)
-        tied = [
-            task
-            for task in range(len(cosine))
-            if logit[task] >= best - TIE_LOGITS and cosine[task] >= nearest - TIE_MARGIN
-        ]
+        close = [task for task, near in enumerate(cosine) if near >= nearest - TIE_MARGIN]
+        best = max(logit[task] for task in close)
+        tied = [task for task in close if logit[task] >= best - TIE_LOGITS]
         found.append(tied[0] if cosine[tied[0]] > float(gate.threshold) else -1)
     return found
 
@@ -189,7 +186,7 @@ def test_what_begins_alike_stays_with_the_task_that_was_first() -> None:
         before, after = fit(empty_gate(threshold=0.93), [old]), fit(empty_gate(threshold=0.93), [old, new])
         weight, bias = after._read_out  # type: ignore[attr-defined]
         logits, cosine = (old @ weight + bias) / after.temperature, after.similarity(old)
-        is_tied = (logits[:, 1] - logits[:, 0] < TIE_LOGITS) & (cosine[:, 1] - cosine[:, 0] < TIE_MARGIN)
+        is_tied = (logits[:, 1] - logits[:, 0] < TIE_LOGITS) & ((cosine[:, 1] - cosine[:, 0]).abs() < TIE_MARGIN)
         first, second = before.decide(old)[is_tied], after.decide(old)[is_tied]
         assert torch.equal(second[:, :1], first) and not second[:, 1].any()
         num_nearer += int((cosine[:, 1] > cosine[:, 0])[is_tied].sum())
