@@ -71,6 +71,15 @@ def variants(model: str, bank: Path, work: Path, sizes: list[int]) -> list[Varia
     return chosen
 
 
+def chosen(found: list[Variant], names: list[str] | None) -> list[Variant]:
+    """Those named, and "plain" and "routed", which the figures are relative to. Raises typer.BadParameter."""
+    known = [variant.name for variant in found]
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise typer.BadParameter(f"there is no engine {unknown[0]!r}; choose of {', '.join(known)}")
+    return [variant for variant in found if not names or variant.name in {"plain", "routed", *names}]
+
+
 def render(model: str, tests: list[Path], count: int) -> list[list[int]]:
     from transformers import AutoTokenizer
 
@@ -113,6 +122,12 @@ def main(
     size: Annotated[
         list[int] | None, typer.Option(help="Tasks of a synthetic bank; may be repeated. Default 4, 16, 64.")
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure only this one (base_routed, vllm_lora, routed_4_tasks...); may be repeated."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/bench"),
 ) -> None:
     """Tokens per second of the routed layer against plain vLLM and vLLM's own LoRA, interleaved in one run."""
@@ -120,7 +135,7 @@ def main(
     workers: list[Worker] = []
     try:
         prompts = render(model, sorted(tasks.glob("*/test.jsonl")), count=8)
-        for variant in variants(model, bank, work, size or [4, 16, 64]):
+        for variant in chosen(variants(model, bank, work, size or [4, 16, 64]), engine):
             console.print(f"starting engine {variant.name}", highlight=False)
             workers.append(Worker(variant, prompts, work / f"{variant.name}.log"))
         rates = measure(workers, rounds)

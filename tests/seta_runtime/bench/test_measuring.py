@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from adapters.bank import Bank
-from seta_runtime.bench.__main__ import Worker, measure, variants
+from seta_runtime.bench.__main__ import Worker, chosen, measure, variants
 from seta_runtime.bench.points import MIXED, POINTS
 from seta_runtime.bench.variants import Variant
 
@@ -51,3 +52,11 @@ def test_a_dead_engine_is_an_error_with_its_last_lines(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(RuntimeError, match="engine broken ended with 3:\nno such model"):
         Worker(Variant("broken", "plain", "model"), [[1]], tmp_path / "log")
+
+
+def test_some_engines_can_be_chosen() -> None:
+    found = [Variant(name, "plain", "model") for name in ("plain", "routed", "base_routed", "vllm_lora")]
+    assert chosen(found, None) == found
+    assert [variant.name for variant in chosen(found, ["vllm_lora"])] == ["plain", "routed", "vllm_lora"]
+    with pytest.raises(typer.BadParameter, match="there is no engine 'other'; choose of plain, routed"):
+        chosen(found, ["other"])
