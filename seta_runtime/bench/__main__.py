@@ -124,9 +124,7 @@ def main(
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Measure only this one (base_routed, vllm_lora, routed_4_tasks...); may be repeated."
-        ),
+        typer.Option(help="Measure only this one (base_routed, vllm_lora, routed_4_tasks...); may be repeated."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/bench"),
 ) -> None:

@@ -31,7 +31,7 @@ class Collector(service.TraceServiceServicer):
     endpoint: str = ""
     spans: list[Span] = field(default_factory=list)
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802: gRPC's own name
+    def Export(self, request: Any, context: Any) -> Any:  # the name is gRPC's
         for of_process in request.resource_spans:
             name = str(_values(of_process.resource.attributes).get("service.name"))
             found = [span for scope in of_process.scope_spans for span in scope.spans]
