@@ -33,7 +33,7 @@ def random_probabilities(num_tokens: int, seed: int, num_tasks: int = 3) -> Tens
 def add(stats: RoutingStats, generation: ResidentGeneration, probabilities: Tensor) -> None:
     gate = generation.gate
     assert isinstance(gate, AnalyticGate)
-    stats.add(generation, gate._weights(probabilities[:, :-1]), probabilities)
+    stats.add(generation, gate._likeliest(probabilities[:, :-1]), probabilities)
 
 
 def reference(generation: ResidentGeneration, probabilities: Tensor) -> dict[str, Any]:
