@@ -117,7 +117,8 @@ def test_a_file_that_somebody_cut_is_an_error() -> None:
 # Peak memory, and what a dying process leaves: in a process of its own.
 
 FILL = """
-import resource, sys, tempfile, torch
+import resource, signal, sys, tempfile, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 from adapters.trunk_cache import TrunkCache, TrunkMemory
 count = int(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

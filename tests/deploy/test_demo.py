@@ -36,6 +36,8 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 DEMO = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore them, as nohup does
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from deploy import bootstrap, demo, server_process
 port, server, pids, kind = int(sys.argv[1]), *sys.argv[2:]
 demo.check_bank = demo.make_model = bootstrap.ensure = lambda: None
