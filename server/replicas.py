@@ -40,9 +40,7 @@ def activate_all(servers: Sequence[AdminClient], generation: int, expected: int 
                 f"{server.url} serves generation {answer['serving']}, not {expected}; look again before you activate"
             )
             raise AdminError(f"{message} {generation}", code="generation_mismatch")
-    others = [
-        server for server, answer in zip(servers, before, strict=True) if generation not in _kept(answer, generation)
-    ]
+    others = [server for server, answer in zip(servers, before, strict=True) if not _is_kept(answer, generation)]
     _hold(others, generation)
     try:
         _switch(servers, generation, say)
@@ -50,11 +48,10 @@ def activate_all(servers: Sequence[AdminClient], generation: int, expected: int 
         _let_go(others, generation)
 
 
-def _kept(answer: dict[str, Any], generation: int) -> list[int]:
-    """The generation, if this server keeps it in memory anyhow: it serves, or is pinned."""
-    if answer["serving"] == generation:
-        return [generation]
-    return [one["generation"] for one in answer["generations"] if one["is_pinned"]]
+def _is_kept(answer: dict[str, Any], generation: int) -> bool:
+    """Whether this server keeps the generation in memory anyhow: it serves, or is pinned."""
+    pinned = [one["generation"] for one in answer["generations"] if one["is_pinned"]]
+    return generation in (answer["serving"], *pinned)
 
 
 def _hold(servers: Sequence[AdminClient], generation: int) -> None:

@@ -213,7 +213,7 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
             layout,
             self._dtype,
             self.device,
-            current_ranks(),
+            self._adapter_manager.ranks,
         )
 
     @property

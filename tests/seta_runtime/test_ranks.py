@@ -11,26 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adapters.bank import BaseModelInfo
 from seta_runtime.layer import OutputSlice, RoutedProjection
 from seta_runtime.ops.experts import pack
 from seta_runtime.ranks import INPUT_SHARDED, Ranks
 from seta_runtime.route import PoolShape, Router
 from seta_runtime.state import RoutedGroup, StepState
 from seta_runtime.stats import RoutingStats
+from tests.adapters.bank import factory
 from tests.seta_runtime.random_experts import CPU, random_blocks, random_gate, random_generation
 
-BASE = BaseModelInfo(
-    architecture="LlamaForCausalLM",
-    num_layers=4,
-    hidden_size=32,
-    intermediate_size=48,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    head_size=8,
-    vocab_size=64,
-    weights_sha256="ab" * 32,
-)
+BASE = factory.BASE.model_copy(update={"hidden_size": 32, "intermediate_size": 48, "head_size": 8})
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
