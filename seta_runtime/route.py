@@ -79,11 +79,19 @@ class Router(nn.Module):
         pooled = self._pooled(hidden, members)
         for generation, rows in members:
             mine = pooled[:, : generation.gate.width]
-            weights, probabilities = generation.gate.judge(mine if rows is None else mine[rows])
+            weights, probabilities = self._agreed(*generation.gate.judge(mine if rows is None else mine[rows]))
             self.stats.add(generation, weights, probabilities)
             self._add_groups(generation, rows, weights, len(hidden))
         if self.state.fused is not None:
             self.state.fused.finish(len(hidden))
+
+    def _agreed(self, weights: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """The first rank's decisions: equal sums may be rounded differently on ranks whose memory lies differently."""
+        if self.ranks.is_alone:
+            return weights, probabilities
+        mine = torch.cat([weights, probabilities], dim=-1)
+        first = self.ranks.gather(mine)[:, : mine.shape[-1]]
+        return first[:, : weights.shape[-1]], first[:, weights.shape[-1] :]
 
     def _members(self, slots: Tensor) -> list[tuple[ResidentGeneration, Tensor | None]]:
         """The step's generations and their rows; one that knows no task has nothing to decide."""
