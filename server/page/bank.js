@@ -62,9 +62,9 @@ function Composition({ serving }) {
   if (!tasks.length) return html`<p class="soft">No task has been learned yet: every answer is the base model's.</p>`;
   const widest = Math.max(...experts.map((expert) => expert.object_bytes));
   return html`
-    <section class=${experts.length > 6 ? "wide" : ""}>
+    <section class=${experts.length > 4 ? "wide" : ""}>
       <h2>Tasks and experts</h2>
-      <p class="soft">A filled cell: tokens of this task run that expert. A column with several cells is a shared expert.
+      <p class="soft">A filled cell: tokens of this task run that expert. An expert of several tasks is striped.
         ${(tasks.length < serving.tasks.length || experts.length < serving.experts.length) &&
         ` The last ${tasks.length} of ${serving.tasks.length} tasks, with ${experts.length} of ${serving.experts.length} experts.`}</p>
       <div class="scroll">
@@ -87,7 +87,7 @@ function Composition({ serving }) {
               ${experts.map((expert) => html`<td title="rank ${expert.rank}, ${plural(expert.num_blocks, "sub-block")}">${expert.rank}, ${expert.num_blocks}</td>`)}</tr>
             <tr class="weights-row"><th scope="row">size</th>
               ${experts.map((expert) => html`
-                <td><span class="size" style=${{ ...paint(expert.id), height: `${Math.max(3, (46 * expert.object_bytes) / widest)}px` }} />${bytes(expert.object_bytes)}</td>`)}</tr>
+                <td><span class="size ${expert.kind}" style=${{ ...paint(expert.id), height: `${Math.max(3, (46 * expert.object_bytes) / widest)}px` }} />${bytes(expert.object_bytes)}</td>`)}</tr>
           </tbody>
         </table>
       </div>

@@ -81,7 +81,8 @@ class Stage:
 
     def __init__(self, root: Path, has_keys: bool) -> None:
         house.MAX_UPLOAD_BYTES = 64 << 20
-        self.house = house.House(Bank.open(root), max_resident=3, current=4)
+        bank = Bank.open(root)
+        self.house = house.House(bank, max_resident=3, current=bank.current())
         serving = self.house.service.serving
         assert serving is not None
         object.__setattr__(serving, "handlers", types.SimpleNamespace(max_model_len=2048))
