@@ -38,8 +38,8 @@ class Bounds:
 
 
 def bounds(config: ServeConfig, max_num_seqs: int) -> Bounds:
-    """`max_num_seqs`: the engine's batch. By default a quarter more are handed to it, so that the next are at hand."""
-    places = config.max_running or max_num_seqs + max(1, max_num_seqs // 4)
+    """`max_num_seqs`: a replica's batch. By default a quarter more are handed to it, so that the next are at hand."""
+    places = config.max_running or config.data_parallel_size * (max_num_seqs + max(1, max_num_seqs // 4))
     return Bounds(places, config.max_running_per_key, config.max_queued, config.max_queued_per_key)
 
 

@@ -79,11 +79,12 @@ class ServeConfig(BaseModel):
     enable_prefix_caching: Annotated[bool, Field(description="Reuse the KV cache of equal prompt starts.")] = True
     enforce_eager: Annotated[bool, Field(description="Do not compile; the routed layer needs it so far.")] = True
     tensor_parallel_size: Annotated[int, Field(ge=1, description="Workers that share each layer.")] = 1
+    data_parallel_size: Annotated[int, Field(ge=1, description="Whole engines that share the requests.")] = 1
     pipeline_parallel_size: Annotated[int, Field(ge=1, description="Only 1 is supported.")] = 1
     gpu_memory_utilization: Annotated[float | None, Field(gt=0, le=1, description="Share of the GPU's memory.")] = None
-    kv_cache_gib: Annotated[float | None, Field(gt=0, description="KV cache, GiB; on a CPU a default is chosen.")] = (
-        None
-    )
+    kv_cache_gib: Annotated[
+        float | None, Field(gt=0, description="KV cache of an engine, GiB; on a CPU a default is chosen.")
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32, description="Seed for sampling without a seed of its own.")] = 0
     chat_template: Annotated[Path | None, Field(description="A Jinja file instead of the model's template.")] = None
     tool_call_parser: Annotated[str | None, Field(description="vLLM's name of the model's tool-call format.")] = None
@@ -150,7 +151,7 @@ class ServeConfig(BaseModel):
         if size > 1:
             raise ValueError(
                 "pipeline parallelism is not supported, the gate's decision would have to travel between stages; "
-                "use --tensor-parallel-size"
+                "use --tensor-parallel-size or --data-parallel-size"
             )
         return size
 

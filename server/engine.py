@@ -33,11 +33,13 @@ _OWN = {
     "enable_prefix_caching": "--enable-prefix-caching",
     "enforce_eager": "--enforce-eager",
     "tensor_parallel_size": "--tensor-parallel-size",
+    "data_parallel_size": "--data-parallel-size",
     "pipeline_parallel_size": "--pipeline-parallel-size",
     "kv_cache_memory_bytes": "--kv-cache-gib",
     "log_level": "--log-level",
 } | {name: "--" + name.replace("_", "-") for name in _OPTIONAL}
-_FIXED = ("enable_log_requests", "disable_log_stats", "data_parallel_size", "runner", "convert", "enable_sleep_mode")
+_FIXED = ("enable_log_requests", "disable_log_stats", "runner", "convert", "enable_sleep_mode")
+_FIXED_PARTS = ("lora", "data_parallel")  # replicas on other machines, or behind another balancer, would not be told
 
 
 def start_engine(config: ServeConfig, plan: Plan) -> "CountingEngine":
@@ -49,7 +51,7 @@ def start_engine(config: ServeConfig, plan: Plan) -> "CountingEngine":
 
     args = engine_args(config, plan)
     if current_platform.is_cpu():
-        environment.bind_ranks(config.tensor_parallel_size)
+        environment.bind_ranks(config.tensor_parallel_size, config.data_parallel_size)
         if args.enforce_eager:
             environment.disable_compiler()
     try:
@@ -77,6 +79,7 @@ def engine_args(config: ServeConfig, plan: Plan) -> "AsyncEngineArgs":
         "dtype": config.dtype,
         "enable_prefix_caching": config.enable_prefix_caching,
         "tensor_parallel_size": config.tensor_parallel_size,
+        "data_parallel_size": config.data_parallel_size,
         "enforce_eager": config.enforce_eager,
     }
     if (kv_cache_gib := _kv_cache_gib(config, current_platform.is_cpu())) is not None:
@@ -88,7 +91,7 @@ def _kv_cache_gib(config: ServeConfig, is_cpu: bool) -> float | None:
     from_environment = environment.kv_cache_gib()
     if config.kv_cache_gib is not None or not is_cpu:
         return config.kv_cache_gib
-    return from_environment or default_kv_cache_gib(available_bytes())
+    return from_environment or default_kv_cache_gib(available_bytes() // config.data_parallel_size)
 
 
 def parse_engine_args(pairs: tuple[str, ...], reserved: set[str]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def parse_engine_args(pairs: tuple[str, ...], reserved: set[str]) -> dict[str, A
 def _check_key(key: str, known: set[str], reserved: set[str]) -> None:
     if key in _OWN:
         raise ServeError(f"--engine-arg {key}: use {_OWN[key]}")
-    if key in reserved or key in _FIXED or "lora" in key:
+    if key in reserved or key in _FIXED or any(part in key for part in _FIXED_PARTS):
         raise ServeError(f"--engine-arg {key}: this server sets it itself")
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)

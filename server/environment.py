@@ -52,17 +52,21 @@ def disable_compiler() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def bind_ranks(num_ranks: int) -> None:
-    """For an engine on a CPU: cores for each of the ranks that share the layers, where the user has not named them.
+def bind_ranks(tensor_parallel_size: int, data_parallel_size: int = 1) -> None:
+    """On a CPU: cores for each rank of each replica, where the user has not named them.
 
     vLLM by itself wants a NUMA node for each. With fewer nodes the cores are divided evenly, neighbours together.
     Raises: ServeError if there are fewer cores than ranks.
     """
+    num_ranks = tensor_parallel_size * data_parallel_size
     if num_ranks == 1 or os.environ.get(_BINDING, "auto") != "auto" or _num_numa_nodes() >= num_ranks:
         return
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < num_ranks:
-        raise ServeError(f"tensor parallelism of {num_ranks} found, this process may use {len(cores)} cores")
+        raise ServeError(
+            f"{num_ranks} workers found (tensor parallelism {tensor_parallel_size}, data parallelism "
+            f"{data_parallel_size}), this process may use {len(cores)} cores; give it more, or fewer workers"
+        )
     each = len(cores) // num_ranks
     shares = [cores[rank * each : (rank + 1) * each] for rank in range(num_ranks)]
     os.environ[_BINDING] = "|".join(",".join(map(str, share)) for share in shares)

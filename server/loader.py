@@ -60,9 +60,14 @@ class Loader:
             await self._engine.add_lora(adapter)
         except BaseException:  # also when the order is called off
             with contextlib.suppress(Exception):  # an engine that is dead has forgotten it anyway
-                await asyncio.shield(self._ask("seta_discard", number))
+                await asyncio.shield(self._forget(number))
             raise
         return Resident(manifest, adapter, resident_bytes)
+
+    async def _forget(self, number: int) -> None:
+        """Of replicas some may have put it into a slot already, and some failed: afterwards none has it."""
+        await self._ask("seta_discard", number)
+        await self._engine.remove_lora(number)
 
     async def unload(self, resident: Resident) -> None:
         """Free its memory. No request may need it any more."""

@@ -1,4 +1,4 @@
-"""The workers' counts of what the gate decided, asked for when somebody wants to know."""
+"""The replicas' counts of what the gate decided, added up, asked for when somebody wants to know."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,8 @@ from typing import Any
 
 from .polled import Polled
 
-AskWorkers = Callable[[str], Awaitable[list[dict[str, Any]]]]
+AskReplicas = Callable[[str], Awaitable[list[dict[str, Any]]]]
+"""One answer a replica (`CountingEngine.ask_replicas`)."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,10 @@ class HistogramCounts:
 
     counts: list[int]
     sum: float
+
+    def __add__(self, other: "HistogramCounts") -> "HistogramCounts":
+        counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        return HistogramCounts(counts, self.sum + other.sum)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class GenerationCounts:
     entropy: HistogramCounts
     probability: HistogramCounts
 
+    def __add__(self, other: "GenerationCounts") -> "GenerationCounts":
+        return GenerationCounts(
+            _added(self.tokens_by_task, other.tokens_by_task),
+            self.base_tokens + other.base_tokens,
+            self.entropy + other.entropy,
+            self.probability + other.probability,
+        )
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -36,16 +49,24 @@ class Counts:
     routed: int = 0
     generations: Mapping[int, GenerationCounts] = field(default_factory=dict)
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            _added(self.by_expert, other.by_expert),
+            self.base + other.base,
+            self.routed + other.routed,
+            _added(self.generations, other.generations),
+        )
+
 
 class RoutingCounts(Polled[Counts]):
-    """`seta_runtime.stats.RoutingStats` of the workers, a second old at most unless the engine is busy or dead."""
+    """`seta_runtime.stats.RoutingStats` of the replicas, a second old at most unless the engine is busy or dead."""
 
-    def __init__(self, ask: AskWorkers, min_age_seconds: float = 1.0, patience_seconds: float = 2.0) -> None:
+    def __init__(self, ask: AskReplicas, min_age_seconds: float = 1.0, patience_seconds: float = 2.0) -> None:
         async def question() -> Counts:
-            # Under tensor parallelism every worker sees every token, so the first one speaks for all.
-            return _parse((await ask("seta_stats"))[0])
+            first, *others = [_parse(replica) for replica in await ask("seta_stats")]
+            return sum(others, start=first)
 
-        super().__init__(question, Counts(), "the workers' token counts", min_age_seconds, patience_seconds)
+        super().__init__(question, Counts(), "the engine's token counts", min_age_seconds, patience_seconds)
 
     @property
     def by_expert(self) -> Mapping[str, int]:
@@ -59,6 +80,10 @@ class RoutingCounts(Polled[Counts]):
     def total(self) -> int:
         """A token that two experts answered counts once."""
         return self.value.base + self.value.routed
+
+
+def _added(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {**one, **{key: one[key] + count if key in one else count for key, count in other.items()}}
 
 
 def _parse(worker: dict[str, Any]) -> Counts:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from .counting import CountingEngine
 
 logger = logging.getLogger("seta.server")
 
@@ -50,7 +50,7 @@ class WatchingEngine:
         with_prompt: have every token of the prompt decided on, also if the prefix cache has it.
     """
 
-    def __init__(self, engine: "AsyncLLM", has_decisions: bool, with_prompt: bool) -> None:
+    def __init__(self, engine: "CountingEngine", has_decisions: bool, with_prompt: bool) -> None:
         self.watched: Watched | None = None
         self._engine = engine
         self._has_decisions = has_decisions
@@ -70,7 +70,7 @@ class WatchingEngine:
         if self._with_prompt:
             sampling_params.skip_reading_prefix_cache = True
         try:
-            await self._ask("seta_watch", unique_id)
+            await self._engine.ask_replicas("seta_watch", unique_id)
             async with aclosing(self._outputs(prompt, sampling_params, unique_id, **options)) as outputs:
                 async for output in outputs:
                     yield output
@@ -97,17 +97,16 @@ class WatchingEngine:
     async def _decisions(self, unique_id: str, first: int, stop: int) -> list[Decision | None] | None:
         if not self._has_decisions:
             return [()] * (stop - first)
-        found: list[Decision | None] | None = await self._ask("seta_decisions", unique_id, first, stop)
-        return found
+        told = await self._engine.ask_replicas("seta_decisions", unique_id, first, stop)
+        found: list[list[Decision | None]] = [one for one in told if one is not None]
+        ran = (one for one in found if any(decision is not None for decision in one))
+        return next(ran, found[0] if found else None)  # all replicas watched for it, one ran it
 
     async def _forget(self, unique_id: str) -> None:
         try:
-            await self._ask("seta_forget", unique_id)
+            await self._engine.ask_replicas("seta_forget", unique_id)
         except Exception as error:  # nobody waits for this; a worker that is gone has forgotten
             logger.debug("a request's decisions could not be dropped: %s", type(error).__name__)
-
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        return (await self._engine.collective_rpc(method, args=arguments))[0]
 
 
 def _run_on(work: Awaitable[None]) -> None:

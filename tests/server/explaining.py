@@ -41,11 +41,16 @@ class Engine:
     def get_tokenizer(self) -> Letters:
         return Letters()
 
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+    async def ask_replicas(self, method: str, *args: Any) -> list[Any]:
         self.told.append((method, *args))
         if method != "seta_decisions" or self.decisions is None:
             return [None]
-        return [list(self.decisions)[args[1] : args[2]]]
+        ran = list(self.decisions)[args[1] : args[2]]
+        return [
+            None,
+            [None] * len(ran),
+            ran,
+        ]  # a replica that does not know it, one that watched for it, one that ran it
 
     async def generate(self, prompt: Any, params: Any, request_id: str, **_: Any) -> AsyncGenerator[Any, None]:
         self.added.append((request_id, params))

@@ -80,7 +80,7 @@ def test_a_failure_is_the_workers_and_nothing_stays(bank: Bank, error: str, kind
     engine = Engine(LOADING, {"state": "failed", "error": error, "message": "its bytes were altered"})
     with pytest.raises(kind, match="its bytes were altered"):
         asyncio.run(loader(engine).load(bank.manifest(3)))
-    assert engine.calls[-1] == ("seta_discard", 1)
+    assert engine.calls[-2:] == [("seta_discard", 1), ("remove_lora", 1)]
     assert not [call for call in engine.calls if call[0] == "add_lora"]
 
 
@@ -88,7 +88,7 @@ def test_a_slot_that_cannot_be_filled_leaves_nothing(bank: Bank) -> None:
     engine = Engine(READY, add_fails=True)
     with pytest.raises(RuntimeError, match="dead"):
         asyncio.run(loader(engine).load(bank.manifest(3)))
-    assert engine.calls[-1] == ("seta_discard", 1)
+    assert engine.calls[-2:] == [("seta_discard", 1), ("remove_lora", 1)]
 
 
 def test_a_load_that_is_called_off_is_forgotten(bank: Bank) -> None:
@@ -103,4 +103,4 @@ def test_a_load_that_is_called_off_is_forgotten(bank: Bank) -> None:
             await load
 
     asyncio.run(story())
-    assert engine.calls[-1] == ("seta_discard", 1)
+    assert engine.calls[-2:] == [("seta_discard", 1), ("remove_lora", 1)]

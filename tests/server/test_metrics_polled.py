@@ -8,9 +8,10 @@ from tests.server.house import COUNTS
 
 
 class Workers:
-    """Stands for the engine's workers and counts the questions."""
+    """Stands for the engine's replicas and counts the questions."""
 
-    def __init__(self, answer: Any = COUNTS, seconds: float = 0.0) -> None:
+    def __init__(self, answer: Any = COUNTS, seconds: float = 0.0, num_replicas: int = 1) -> None:
+        self._num_replicas = num_replicas
         self.num_asked = 0
         self._answer = answer
         self._seconds = seconds
@@ -21,10 +22,27 @@ class Workers:
         await asyncio.sleep(self._seconds)
         if isinstance(self._answer, Exception):
             raise self._answer
-        return [self._answer, {}]
+        return [self._answer] * self._num_replicas
 
 
-def test_counts_of_the_first_worker() -> None:
+def test_replicas_are_added_up() -> None:
+    """One that has not got a generation yet, or no token of an expert, leaves the other's counts as they are."""
+    other = COUNTS | {"tokens_by_expert": {"new": 5}, "base_tokens": 1, "routed_tokens": 5, "generations": []}
+
+    async def replicas(method: str) -> list[dict[str, Any]]:
+        return [COUNTS, COUNTS, other]
+
+    counts = RoutingCounts(replicas)
+    asyncio.run(counts.refresh())
+    assert (counts.base, counts.total) == (121, 206)
+    assert counts.by_expert == {name: 2 * n for name, n in COUNTS["tokens_by_expert"].items()} | {"new": 5}
+    one, both = COUNTS["generations"][0], counts.value.generations[1]
+    assert (both.base_tokens, both.entropy.sum) == (2 * one["base_tokens"], 2 * one["entropy"]["sum"])
+    assert both.tokens_by_task == {name: 2 * n for name, n in one["tokens_by_task"].items()}
+    assert both.probability.counts == [2 * n for n in one["probability"]["counts"]]
+
+
+def test_counts() -> None:
     counts = RoutingCounts(Workers())
     assert counts.age_seconds is None
     asyncio.run(counts.refresh())

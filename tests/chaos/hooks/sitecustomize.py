@@ -3,9 +3,11 @@
 The directory $SETA_TEST_FAULTS holds a file for each fault in force:
 
     slow      every opening of an expert or a gate takes as many seconds as the file says
+    broken    the process with the number that the file says cannot open an expert or a gate
     die-before-current, die-after-current      the process kills itself when it replaces CURRENT
 """
 
+import errno
 import os
 import signal
 import time
@@ -27,6 +29,8 @@ if FAULTS is not None:
 
     def open_slowly(path: Any, *args: Any, **options: Any) -> int:
         if isinstance(path, (str, os.PathLike)) and "objects/sha256" in os.fspath(path):
+            if fault("broken") == str(os.getpid()):
+                raise OSError(errno.EIO, "a fault of the test")
             time.sleep(float(fault("slow") or 0))
         return real_open(path, *args, **options)
 
