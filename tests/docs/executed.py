@@ -50,7 +50,7 @@ RUN_BY = {
 
 NOT_RUN = {
     "make test": "runs the tests",
-    "make test-chaos": "runs tests",
+    "make test-chaos": "runs tests; tests/deploy/test_makefile.py has what it sets up, as of the next two",
     "make test-console": "runs tests",
     "make test-clients": "runs tests",
     "make accuracy": "minutes; its two commands are run by tests/conftest.py and tests/adapters/test_cli.py",
