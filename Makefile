@@ -45,7 +45,7 @@ accuracy: model  ## evaluate demo/bank on the held-out demo examples; prints the
 	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
 	$(PY) -m adapters.cli evaluate --bank demo/bank --model $(MODEL) $(addprefix --test build/demo/tasks/,$(addsuffix /test.jsonl,$(DEMO_TASKS)))
 
-bench: model  ## measure the routed layer's speed against plain vLLM and vLLM's LoRA (a quarter of an hour, on an idle machine)
+bench: model  ## measure the routed layer's speed against plain vLLM and vLLM's LoRA (half an hour)
 	$(PY) -m adapters.demo.build --out build/demo/tasks --wheels build/demo/wheels
 	$(PY) -m seta_runtime.bench --model $(MODEL)
 

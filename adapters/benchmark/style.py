@@ -33,7 +33,7 @@ svg text { fill: var(--ink); } svg .label { fill: var(--quiet); }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 .bar.own { fill: var(--own); } .bar.variant { fill: var(--variant); } .bar.other { fill: var(--other); }
 .bar.ceiling { fill: var(--ceiling); } .bar.second { fill: var(--second); }
-.axis { stroke: var(--quiet); } .grid { stroke: var(--rule); }
+.axis { stroke: var(--quiet); } .interval { stroke: var(--ink); } .grid { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; } .line.own { stroke: var(--own); } .line.other { stroke: var(--other); }
 .line.second { stroke: var(--second); } .line.variant { stroke: var(--variant); }
 .dot.own { fill: var(--own); } .dot.other { fill: var(--other); } .dot.second { fill: var(--second); }

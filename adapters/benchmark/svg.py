@@ -19,12 +19,21 @@ MAX_LABEL = 26
 
 @dataclass(frozen=True)
 class Bar:
-    """`value` None: not measured, or not defined for this row. `role`: a CSS class, `own`, `other` or `ceiling`."""
+    """`value` None: not measured, or not defined for this row. `role`: a CSS class, `own`, `other` or `ceiling`.
+
+    `interval`: drawn as a thin line over the end of a bar whose value is not negative.
+    """
 
     label: str
     value: float | None
     text: str
     role: str = "other"
+    interval: tuple[float, float] | None = None
+
+    @property
+    def reach(self) -> float:
+        """The largest value that is drawn."""
+        return max([self.value or 0.0, *(self.interval or ())])
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Line:
 def bars(title: str, rows: Sequence[Bar], width: int = 400) -> str:
     """Horizontal bars from zero, which may lie anywhere between the smallest and the largest value."""
     values = [row.value for row in rows if row.value is not None]
-    low, high = min([0.0, *values]), max([0.0, *values])
+    low, high = min([0.0, *values]), max([0.0, *(row.reach for row in rows)])
     left = CHAR * max((len(_short(row.label)) for row in rows), default=0) + 12
     room = CHAR * max((len(row.text) for row in rows), default=0) + 14
     start, stop = left + (room if low < 0 else 0), width - (room if high > 0 or low == high else 8)
@@ -58,7 +67,10 @@ def bars(title: str, rows: Sequence[Bar], width: int = 400) -> str:
             f"<title>{escape(row.label)}: {escape(row.text)}</title></rect>"
         )
         after = row.value >= 0
-        at = x + length + 6 if after else x - 6
+        if row.interval is not None:
+            first, last = row.interval
+            parts.append(_interval(zero + scale * first, zero + scale * last, y + 9))
+        at = zero + row.reach * scale + 6 if after else x - 6
         parts.append(_text(at, y + 13, row.text, "value" if after else "value end"))
     height = len(rows) * ROW + 8
     parts.append(f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="2" y2="{height - 2}"/>')
@@ -118,6 +130,12 @@ def lines(
         parts.append(f'<rect class="bar {line.role}" x="{at:.0f}" y="6" width="14" height="4" rx="2"/>')
         parts.append(_text(at + 20, 13, line.label, "label"))
     return _figure(title, width, height, parts)
+
+
+def _interval(start: float, stop: float, y: float) -> str:
+    """A line with a tick at both ends."""
+    path = f"M{start:.1f} {y}H{stop:.1f}M{start:.1f} {y - 4}v8M{stop:.1f} {y - 4}v8"
+    return f'<path class="interval" d="{path}"/>'
 
 
 def _cell(x: float, y: float, value: float, what: str) -> str:

@@ -20,12 +20,13 @@ from rich.table import Table
 
 from adapters.bank import Bank
 from adapters.progress import console, stdout
-from seta_runtime.bench.__main__ import Worker
-from seta_runtime.bench.points import DECODE_TOKENS, Point
+from seta_runtime.bench.engine_process import EngineProcess
+from seta_runtime.bench.points import Point
 from seta_runtime.bench.random_model import SHAPES, Shape, random_bank, random_model
 from seta_runtime.bench.variants import Variant
 
-POINTS = tuple(Point(f"decode_{batch}", batch, 0, DECODE_TOKENS) for batch in (1, 4))
+POINTS = tuple(Point(f"decode_{batch}", batch) for batch in (1, 4))
+DECODE_STEPS = 64
 PROMPT_TOKENS = 32
 NEEDED_BYTES = {"qwen3-4b": 12 << 30, "tiny": 1 << 30}
 """Of memory for one engine, and of disk for the model and its bank."""
@@ -79,23 +80,24 @@ def run(variant: Variant, rounds: int, work: Path) -> dict[str, Any]:
     """One engine from its start to its end; the first, unrecorded round warms it up."""
     console.print(f"starting engine {variant.name}", highlight=False)
     start = time.monotonic()
-    worker = Worker(variant, prompts(), work / f"{variant.name}.log")
+    engine = EngineProcess(variant, prompts(), work / f"{variant.name}.log")
     ready_seconds = time.monotonic() - start
     rates: dict[str, list[float]] = {point.name: [] for point in POINTS}
-    answer: dict[str, Any] = {}
     try:
         for number in range(rounds + 1):
             for point in POINTS:
-                answer = worker.ask(point.__dict__)
+                engine.begin(point, number)
+                found = engine.slice(DECODE_STEPS)
                 if number:
-                    rates[point.name].append(answer["tokens"] / answer["seconds"])
+                    rates[point.name].append(found.tokens / found.seconds)
+        state = engine.state()
     finally:
-        worker.stop()
+        engine.stop()
     return {
         "ready_seconds": round(ready_seconds, 2),
-        "activation_seconds": round(sum(worker.ready["load_seconds"]), 3),
-        "rss_bytes": answer["rss_bytes"],
-        "stats": answer["stats"],
+        "activation_seconds": round(sum(engine.ready["load_seconds"]), 3),
+        "rss_bytes": state["rss_bytes"],
+        "stats": state["stats"],
         "tokens_per_second": {name: [round(rate, 3) for rate in values] for name, values in rates.items()},
     }
 

@@ -1,9 +1,11 @@
-"""The benchmark's numbers: paired ratios, tables, one JSON file, one page of plots."""
+"""The benchmark's numbers: ratios with their intervals, tables, one JSON file, one page of plots."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +13,32 @@ from rich.table import Table
 
 from adapters.bank import Bank
 from adapters.progress import stdout
+from seta_runtime.bench.groups import Group
+from seta_runtime.bench.paired import Ratio, disturbance, spread, tokens_per_second
 from seta_runtime.bench.plot import page
+from seta_runtime.bench.turns import Pass
 from seta_runtime.bench.variants import KV_CACHE_BYTES
 
-Rates = dict[str, dict[str, list[float]]]
+Measured = dict[tuple[str, str], list[Pass]]
+"""(group, point) → its passes, in the order in which they were measured."""
 
 
-def ratio(rates: Rates, one: str, other: str, point: str, other_point: str | None = None) -> float | None:
-    """Median over rounds of `one / other`, each pair from the same round; None where either was not measured."""
-    top, bottom = rates.get(one, {}).get(point), rates.get(other, {}).get(other_point or point)
-    if not top or not bottom:
-        return None
-    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
+def ratios(measured: Measured, groups: Sequence[Group]) -> dict[str, dict[str, Ratio]]:
+    """Name of the ratio → point → ratio."""
+    found: dict[str, dict[str, Ratio]] = {}
+    for group in groups:
+        for name, (one, other) in group.ratios.items():
+            found[name] = {p.name: Ratio.of(measured[group.name, p.name], one, other) for p in group.points}
+    return found
 
 
-def ratios(rates: Rates) -> dict[str, dict[str, float]]:
-    """The figures by name; points that were not measured are left out."""
-    pairs = {
-        "routed_vs_base": ("routed", "plain"),
-        "base_routed_vs_base": ("base_routed", "plain"),
-        "routed_vs_vllm_lora": ("routed", "vllm_lora"),
-        "base_vs_vllm_lora": ("plain", "vllm_lora"),
-        "tasks64_vs_4": ("routed_64_tasks", "routed_4_tasks"),
-    }
-    points = sorted({point for by_point in rates.values() for point in by_point if point != "mixed_8"})
-    found = {name: {p: ratio(rates, *pair, p) for p in points} for name, pair in pairs.items()}
-    found["two_generations_vs_one"] = {"decode_8": ratio(rates, "routed", "routed", "mixed_8", "decode_8")}
-    return {name: {p: round(v, 3) for p, v in values.items() if v is not None} for name, values in found.items()}
+def rates(measured: Measured) -> dict[str, dict[str, list[float]]]:
+    """Tokens per second of each pass: engine → point; of an engine in several groups, those of the first group."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (_, point), passes in measured.items():
+        for engine in passes[0]:
+            found.setdefault(engine, {}).setdefault(point, tokens_per_second(passes, engine))
+    return found
 
 
 def added_per_token(bank: Bank) -> dict[str, float]:
@@ -66,9 +67,9 @@ def added_per_token(bank: Bank) -> dict[str, float]:
     }
 
 
-def noise(rates: Rates) -> float:
-    """How noisy the run was: the largest spread (max - min) / median of plain vLLM's own rates over the rounds."""
-    return max((max(v) - min(v)) / statistics.median(v) for v in rates["plain"].values())
+def noise(plain: dict[str, list[float]]) -> float:
+    """How noisy the machine was: the largest spread of plain vLLM's own speed over the passes of a point."""
+    return max(spread(values) for values in plain.values())
 
 
 def memory(engines: dict[str, Any], bank: Bank) -> dict[str, float]:
@@ -81,19 +82,26 @@ def memory(engines: dict[str, Any], bank: Bank) -> dict[str, float]:
     }
 
 
-def summarise(rates: Rates, engines: dict[str, Any], server_seconds: list[float], bank: Bank) -> dict[str, Any]:
-    """Everything the run found, as the JSON file keeps it."""
+def summarise(
+    measured: Measured, groups: Sequence[Group], engines: dict[str, Any], server_seconds: list[float], bank: Bank
+) -> dict[str, Any]:
+    """Everything the run found, as the JSON file keeps it; `ratios` are the medians, `intervals` all about them."""
+    found, speeds = ratios(measured, groups), rates(measured)
     return {
         "server_ready_seconds": {"median": statistics.median(server_seconds), "all": server_seconds},
         "memory": memory(engines, bank),
-        "ratios": ratios(rates),
+        "ratios": {name: {p: round(r.clock.median, 4) for p, r in by.items()} for name, by in found.items()},
+        "intervals": {name: {p: _rounded(asdict(r)) for p, r in by.items()} for name, by in found.items()},
         "tokens_per_second": {
-            name: {p: round(statistics.median(v), 1) for p, v in by.items()} for name, by in rates.items()
+            name: {p: round(statistics.median(v), 1) for p, v in by.items()} for name, by in speeds.items()
         },
-        "rounds": {name: {p: [round(x, 1) for x in v] for p, v in by.items()} for name, by in rates.items()},
+        "disturbance": {
+            f"{group} {point}": {engine: disturbance(passes, engine) for engine in passes[0]}
+            for (group, point), passes in measured.items()
+        },
         "engines": engines,
         "added_per_token": {name: round(value, 5) for name, value in added_per_token(bank).items()},
-        "noise": round(noise(rates), 3),
+        "noise": round(noise(speeds["plain"]), 3),
     }
 
 
@@ -103,15 +111,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     plots = path.with_suffix(".html")
     plots.write_text(page(summary), encoding="utf-8")
-    points = sorted({p for by in summary["tokens_per_second"].values() for p in by})
-    table = Table("engine", *points, title="tokens per second, median over rounds")
-    for name, by_point in summary["tokens_per_second"].items():
-        table.add_row(name, *(f"{by_point[p]:.1f}" if p in by_point else "" for p in points))
-    stdout.print(table)
-    table = Table("ratio", *points, title="median of paired ratios")
-    for name, by_point in summary["ratios"].items():
-        table.add_row(name, *(f"{by_point[p]:.3f}" if p in by_point else "" for p in points))
-    stdout.print(table)
+    stdout.print(_speeds(summary))
+    stdout.print(_ratios(summary))
     held = {name: round(value / 2**20, 1) for name, value in summary["memory"].items()}
     load_ms = 1000 * summary["engines"]["routed"]["load_seconds"][-1]
     stdout.print(
@@ -121,10 +122,46 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
         highlight=False,
     )
     stdout.print(
-        f"plain vLLM's own spread over the rounds: up to {100 * summary['noise']:.0f} %; "
+        f"plain vLLM's own speed spread by up to {100 * summary['noise']:.0f} % over the passes of a point; "
         f"written to {path} and {plots.name}",
         highlight=False,
     )
+
+
+def _speeds(summary: dict[str, Any]) -> Table:
+    points = list(dict.fromkeys(p for by in summary["tokens_per_second"].values() for p in by))
+    table = Table("engine", *points, title="tokens per second, median over passes")
+    for name, by_point in summary["tokens_per_second"].items():
+        table.add_row(name, *(f"{by_point[p]:.1f}" if p in by_point else "" for p in points))
+    return table
+
+
+def _ratios(summary: dict[str, Any]) -> Table:
+    """Narrow enough for 80 columns, which is what a log file has."""
+    title = "ratios of speeds in the same pass, by the clock"
+    columns = ("ratio", "point", "median", "95 %", "all time", "CPU", "passes")
+    table = Table(*columns, title=title, box=None, padding=(0, 1, 0, 0))
+    for name, by_point in summary["intervals"].items():
+        for number, (point, found) in enumerate(by_point.items()):
+            clock = found["clock"]
+            table.add_row(
+                "" if number else name,
+                point,
+                f"{clock['median']:.3f}",
+                f"{clock['low']:.3f}-{clock['high']:.3f}",
+                f"{found['total']:.3f}",
+                f"{found['cpu']['median']:.3f}",
+                str(found["num_passes"]),
+            )
+    return table
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _rounded(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_rounded(value) for value in values]
+    return round(values, 4)
 
 
 def _product(shape: tuple[int, int]) -> int:

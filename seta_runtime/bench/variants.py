@@ -19,7 +19,8 @@ KV_CACHE_BYTES = 512 << 20
 class Variant:
     """One engine. `bank` and `generations` for kind "routed"; `adapter` and its `rank` for kind "vllm_lora".
 
-    `asks_base`: its requests name the base model, whatever is loaded. `options`: more keyword arguments of `vllm.LLM`.
+    `asks`: what its requests name: the newest generation (or the adapter), both of two generations in turns, or the
+    base model, whatever is loaded. `options`: more keyword arguments of `vllm.LLM`.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Variant:
     generations: tuple[int, ...] = ()
     adapter: str | None = None
     rank: int = 0
-    asks_base: bool = False
+    asks: Literal["newest", "two", "base"] = "newest"
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,3 +80,7 @@ class Variant:
             return [LoRARequest("adapter", 1, self.adapter)]
         paths = [f"{self.bank}/generations/{number:05d}.json" for number in self.generations]
         return [LoRARequest(f"bench@{n}", n + 1, path) for n, path in zip(self.generations, paths, strict=True)]
+
+    def asked_for(self, loaded: list[Any]) -> list[Any]:
+        """Of what is loaded, what successive requests of a batch name, in turns."""
+        return {"newest": loaded[-1:], "two": loaded[-2:][::-1], "base": []}[self.asks]

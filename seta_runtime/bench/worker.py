@@ -1,4 +1,4 @@
-"""One engine in a process of its own: reads a point a line on standard input, answers with seconds and tokens."""
+"""One engine in a process of its own: does what a line on standard input says, and computes at no other time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 from seta_runtime.bench.rss import rss_bytes
+from seta_runtime.bench.slices import IdleMeter, timed
 
 ANSWER = "bench-answer "
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is in this process, and steps when it is told
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",  # as the server has it
-    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1)),  # as vLLM gives the server's worker
 }
+SETTLE_SECONDS = 0.01
+"""OpenMP's threads look out for more work about so long before they sleep: not into the next engine's slice."""
 
 
 def main() -> None:
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | {"OMP_NUM_THREADS": str(num_threads())}).items():
         os.environ.setdefault(name, value)
-    from seta_runtime.bench.points import Point, prompts_for
+    from seta_runtime.bench.batch import Batch
     from seta_runtime.bench.variants import Variant
 
     start = time.monotonic()
@@ -35,34 +38,46 @@ def main() -> None:
     requests = variant.lora_requests()
     start_seconds = time.monotonic() - start
     _say({"start_seconds": start_seconds, "load_seconds": [_load_seconds(llm, request) for request in requests]})
-    if variant.asks_base:
-        requests = []
+
+    def sampling(tokens: int) -> SamplingParams:
+        return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+    batch = Batch(llm.llm_engine, setup["prompts"], variant.asked_for(requests), sampling)
+    idle = IdleMeter()
+    idle.rest()
     for line in sys.stdin:
-        point = Point(**json.loads(line))
-        prompts = [{"prompt_token_ids": ids} for ids in prompts_for(point, setup["prompts"])]
-        params = SamplingParams(
-            temperature=0, max_tokens=point.new_tokens, min_tokens=point.new_tokens, ignore_eos=True
-        )
-        begin = time.monotonic()
-        outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=_requests(requests, point))
-        seconds = time.monotonic() - begin
-        generated = sum(len(output.outputs[0].token_ids) for output in outputs)
-        prefilled = sum(len(output.prompt_token_ids or ()) for output in outputs)
-        tokens = prefilled if point.is_prefill else generated
-        _say({"seconds": seconds, "tokens": tokens, "rss_bytes": rss_bytes(), "stats": _stats(llm, variant)})
+        idle.wake()
+        question = json.loads(line)
+        answer = _work(question, batch)
+        if question["do"] == "end":
+            answer = {"rss_bytes": rss_bytes(), "stats": _stats(llm, variant), "idle_cpu_share": round(idle.share, 5)}
+        if num_threads() > 1:
+            time.sleep(SETTLE_SECONDS)
+        _say(answer)
+        idle.rest()
+
+
+def num_threads() -> int:
+    """One less than there are cores, as vLLM gives its server's worker."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _work(question: dict[str, Any], batch: Any) -> dict[str, Any]:
+    from seta_runtime.bench.points import Point
+
+    if question["do"] == "slice":
+        return asdict(timed(batch.step, question["steps"]))
+    if question["do"] == "begin":
+        batch.begin(Point(**question["point"]), question["number"])
+    else:
+        batch.end()
+    return {}
 
 
 def _load_seconds(llm: Any, request: Any) -> float:
     begin = time.monotonic()
     llm.llm_engine.add_lora(request)
     return time.monotonic() - begin
-
-
-def _requests(requests: list[Any], point: Any) -> list[Any] | None:
-    if not requests:
-        return None
-    number = len(requests) if point.is_mixed else 1
-    return [requests[-1 - i % number] for i in range(point.batch)]
 
 
 def _stats(llm: Any, variant: Any) -> dict[str, int]:

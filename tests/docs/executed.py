@@ -61,6 +61,6 @@ NOT_RUN = {
     "serve run": "Ray's command; tests/deploy/test_ray.py has what it is given",
     "python -m deploy.vendor": "asks the npm registry; tests/server/test_console.py compares the files' digests",
     "python -m tests.console.screenshots": "takes pictures for docs/, of a running server",
-    "python -m seta_runtime.bench": "engines for a quarter of an hour; tests/seta_runtime/bench covers their parts",
+    "python -m seta_runtime.bench": "engines for half an hour; tests/seta_runtime/bench covers their parts",
     "python -m seta_runtime.bench.big": "an engine for minutes; tests/seta_runtime/bench/test_big.py covers its parts",
 }
