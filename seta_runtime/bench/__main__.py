@@ -49,6 +49,7 @@ def measure(running: Running, chosen_groups: Sequence[Group], seconds: float, lo
                     _log(log, group.name, point.name, len(found[group.name, point.name]), one)
                     found[group.name, point.name].append(one)
                 steps.advance(f"{group.name} {point.name} {len(found[group.name, point.name])} passes")
+            running.note(group)
             running.keep(chosen_groups[number + 1 :])
     return found
 

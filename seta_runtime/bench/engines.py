@@ -58,12 +58,16 @@ class Running:
                 self.processes[name] = EngineProcess(self.variants[name], self.prompts, log)
         return [self.processes[name] for name in group.engines]
 
+    def note(self, group: Group) -> None:
+        """What each engine of its first group says of itself after it, when all of them have done the same work."""
+        for name in group.engines:
+            if name not in self.states:
+                self.states[name] = self.processes[name].ready | _state(self.processes[name])
+
     def keep(self, later: Sequence[Group]) -> None:
-        """Stop those that no later group needs, and note what they say of themselves before."""
+        """Stop those that no later group needs."""
         needed = {name for group in later for name in group.engines}
         for name in [name for name in self.processes if name not in needed]:
-            process = self.processes[name]
-            self.states[name] = process.ready | _state(process)
             self.processes.pop(name).stop()
 
     def stop(self) -> None:
@@ -72,7 +76,7 @@ class Running:
 
 
 def _state(process: EngineProcess) -> dict[str, object]:
-    """Memory at the end, idleness, and the share of tokens that had an expert: was "every request routed" true?"""
+    """Memory, idleness, and the share of tokens that had an expert: was "every request routed" true?"""
     state = process.state()
     stats = state.pop("stats")
     if stats:

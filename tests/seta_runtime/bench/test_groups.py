@@ -37,6 +37,8 @@ def test_every_engine_of_a_group_can_be_started(demo_bank: Path, tmp_path: Path)
     assert found["routed"].generations[-1] == newest and found["base_routed"].generations == (newest,)
     assert found["plain_again"].engine_args() == found["plain"].engine_args()
     assert found["two_generations"].generations == found["routed"].generations
+    assert {name for name, variant in found.items() if variant.asks == "two"} == {"two_generations"}
+    assert {name for name, variant in found.items() if variant.asks == "base"} == {"base_routed"}
 
 
 def test_what_the_requests_of_a_batch_name() -> None:

@@ -38,6 +38,7 @@ class Scripted:
         return MEASURED
 
     def state(self) -> dict[str, Any]:
+        self.events.append(f"?{self.name}")
         return {"rss_bytes": 1, "stats": {"routed_tokens": 3, "base_tokens": 1} if self.name == "routed" else {}}
 
     def stop(self) -> None:
@@ -55,10 +56,11 @@ def running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Running:
 def test_engines_are_up_while_a_group_needs_them(running: Running) -> None:
     log = io.StringIO()
     found = command.measure(running, groups([4, 64]), 0.0, log)
-    base = ["+plain", "+routed", "+base_routed", "+plain_again", "-base_routed", "-plain_again"]
-    lora = ["+vllm_lora", "-plain", "-routed", "-vllm_lora"]
-    tasks = [f"{sign}routed_{size}_tasks" for sign in "+-" for size in (4, 64)]
-    assert Scripted.events == [*base, "+two_generations", "-two_generations", *lora, *tasks]
+    base = [f"{sign}{name}" for sign in "+?" for name in ("plain", "routed", "base_routed", "plain_again")]
+    two = [f"{sign}two_generations" for sign in "+?-"]
+    lora = ["+vllm_lora", "?vllm_lora", "-plain", "-routed", "-vllm_lora"]
+    tasks = [f"{sign}routed_{size}_tasks" for sign in "+?-" for size in (4, 64)]
+    assert Scripted.events == [*base, "-base_routed", "-plain_again", *two, *lora, *tasks]
     assert running.states["routed"] == {"start_seconds": 1.0, "rss_bytes": 1, "routed_share_of_tokens": 0.75}
     assert set(running.states) == set(running.variants) and len(found) == 13
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
