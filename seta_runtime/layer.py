@@ -77,7 +77,7 @@ class RoutedProjection(WrappedProjection):
             experts = group.generation.projections.get((part.layer, part.target))
             if experts is not None:
                 assert isinstance(experts, ProjectionExperts)
-                add_routed(y, x, experts, group.rows, group.task, group.gates)
+                add_routed(y, x, experts, group.rows, group.task, group.mixture)
 
 
 class FusedProjection(WrappedProjection):

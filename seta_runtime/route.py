@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
+from seta_runtime.ops.cpu import Mixture
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -155,8 +156,8 @@ class Router(nn.Module):
         local = active.nonzero().flatten()
         if not len(local):
             return
-        gates = generation.expert_gates(weights[local])
-        self.state.groups.append(RoutedGroup(generation, local if rows is None else rows[local], None, gates))
+        mixture = Mixture.of(generation.expert_gates(weights[local]))
+        self.state.groups.append(RoutedGroup(generation, local if rows is None else rows[local], None, mixture))
 
 
 def counted(values: Tensor) -> dict[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from seta_runtime.ops.cpu import Mixture
 from seta_runtime.ops.fused import FusedStep
 from seta_runtime.resident import ResidentGeneration
 
@@ -16,14 +17,13 @@ class RoutedGroup:
     """Tokens that share a generation and a set of active tasks.
 
     `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task
-    has the whole weight (top-1 routing), and then `gates` is None; otherwise `gates [n, experts]` float32 holds every
-    expert's gate.
+    has the whole weight (top-1 routing), and then `mixture` is None; otherwise `mixture` holds every expert's gate.
     """
 
     generation: ResidentGeneration
     rows: Tensor | None
     task: int | None
-    gates: Tensor | None
+    mixture: Mixture | None
 
 
 @dataclass

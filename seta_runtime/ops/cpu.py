@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +11,35 @@ from torch import Tensor
 from seta_runtime.ops.experts import ProjectionExperts
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Gates `[n, experts]` float32 of n tokens; `active [k]` int64: the experts that some of them has a gate for.
+
+    Made once a step and read by every layer.
+    """
+
+    gates: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(cls, gates: Tensor) -> Mixture:
+        return cls(gates, gates.any(0).nonzero().flatten())
+
+
 def add_routed(
-    y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, gates: Tensor | None
+    y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, mixture: Mixture | None
 ) -> None:
     """`y[rows] += sum over experts of gates[:, e] ⊙ (x[rows] ΔW_eᵀ)`, in place.
 
     y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
-    `task` (that task's experts have gate 1, all others 0) and `gates [n, experts]` is given.
+    `task` (that task's experts have gate 1, all others 0) and `mixture`, with gates for each row, is given.
     """
     picked = x if rows is None else x.index_select(0, rows)
     delta = None if task is None else experts.task_delta[task]
     if delta is not None:
         _add_dense(y, picked, delta, rows)
         return
-    for update in _updates(picked, y.shape[1], experts, task, gates):
+    for update in _updates(picked, y.shape[1], experts, task, mixture):
         if rows is None:
             y.add_(update)
         else:
@@ -45,16 +61,15 @@ def _add_dense(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None
 
 
 def _updates(
-    x: Tensor, num_outputs: int, experts: ProjectionExperts, task: int | None, gates: Tensor | None
+    x: Tensor, num_outputs: int, experts: ProjectionExperts, task: int | None, mixture: Mixture | None
 ) -> list[Tensor]:
     if task is not None:
         return [blocks.stack.update(x, num_outputs, blocks.index, None) for blocks in experts.task_blocks[task]]
-    assert gates is not None
-    return _gated(x, num_outputs, experts, gates)
+    assert mixture is not None
+    return _gated(x, num_outputs, experts, mixture)
 
 
-def _gated(x: Tensor, num_outputs: int, experts: ProjectionExperts, gates: Tensor) -> list[Tensor]:
+def _gated(x: Tensor, num_outputs: int, experts: ProjectionExperts, mixture: Mixture) -> list[Tensor]:
     """Blocks of experts that no token of the step has a gate for are not read."""
-    active = gates.any(0).nonzero().flatten()
-    chosen = [(stack, stack.of(active)) for stack in experts.stacks]
-    return [stack.update(x, num_outputs, i, gates) for stack, i in chosen if i is None or len(i)]
+    chosen = [(stack, stack.of(mixture.active)) for stack in experts.stacks]
+    return [stack.update(x, num_outputs, i, mixture.gates) for stack, i in chosen if i is None or len(i)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from seta_runtime.ops.blocks import SparseBlocks
-from seta_runtime.ops.cpu import add_routed
+from seta_runtime.ops.cpu import Mixture, add_routed
 from seta_runtime.ops.experts import DENSE_VALUES_LIMIT, ProjectionExperts, members_of, pack
 from seta_runtime.ops.reference import routed_sparse_lora
 from tests.seta_runtime.random_experts import CPU, random_blocks, random_experts
@@ -56,7 +56,7 @@ def check(
     expected[picked] += routed_sparse_lora(x[picked], rounded(experts, dtype), gates, SHAPE[0])
     packed = pack(experts, members_of(membership), SHAPE, dtype, CPU, with_mixtures)
     y = before.clone()
-    add_routed(y, x, packed, rows, task, gates if task is None else None)
+    add_routed(y, x, packed, rows, task, Mixture.of(gates) if task is None else None)
     assert_close(y, expected, dtype)
     if rows is not None:
         others = torch.ones(num_tokens, dtype=torch.bool)
@@ -133,8 +133,20 @@ def test_experts_without_a_gate_are_not_read() -> None:
     experts[1].a.fill_(torch.nan)
     packed = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU)
     y = torch.zeros(3, SHAPE[0])
-    add_routed(y, torch.randn(3, SHAPE[1]), packed, None, None, torch.tensor([[1.0, 0.0]] * 3))
+    add_routed(y, torch.randn(3, SHAPE[1]), packed, None, None, Mixture.of(torch.tensor([[1.0, 0.0]] * 3)))
     assert not y.isnan().any() and y.any()
+
+
+def test_the_list_of_active_experts_is_the_steps_and_not_made_again() -> None:
+    """An expert that is not on the list is not read, whatever its gate."""
+    experts = random_experts(SHAPE, [4, 4], [2, 2])
+    packed = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU)
+    gates = torch.rand(3, 2) + 0.1
+    assert Mixture.of(gates).active.tolist() == [0, 1]
+    x, both, first = torch.randn(3, SHAPE[1]), torch.zeros(3, SHAPE[0]), torch.zeros(3, SHAPE[0])
+    add_routed(both, x, packed, None, None, Mixture(gates, torch.tensor([0])))
+    add_routed(first, x, packed, None, None, Mixture.of(gates * torch.tensor([1.0, 0.0])))
+    assert torch.equal(both, first) and both.any()
 
 
 def test_a_task_without_blocks_here_leaves_the_output_alone() -> None:

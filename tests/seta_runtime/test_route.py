@@ -51,7 +51,7 @@ def decided(router: Router, generation: ResidentGeneration, num_tokens: int) -> 
     tasks = torch.full((num_tokens,), -1)
     for group in (g for g in router.state.groups if g.generation is generation):
         rows = torch.arange(num_tokens) if group.rows is None else group.rows
-        assert group.task is not None and group.gates is None
+        assert group.task is not None and group.mixture is None
         assert bool((tasks[rows] == -1).all())
         tasks[rows] = group.task
     return tasks.tolist()
@@ -187,9 +187,9 @@ def test_a_mixture_gives_every_expert_its_gate(slots: list[int]) -> None:
     active = weights.any(-1)
     assert bool(active.any()) and not bool(active.all())
     (group,) = router.state.groups
-    assert group.task is None and group.rows is not None and group.gates is not None
+    assert group.task is None and group.rows is not None and group.mixture is not None
     assert torch.equal(group.rows, mine[active])
-    torch.testing.assert_close(group.gates, weights[active] @ membership)
+    torch.testing.assert_close(group.mixture.gates, weights[active] @ membership)
     stats = router.stats.as_dict()
     assert stats["routed_tokens"] == int(active.sum())
     assert stats["base_tokens"] == int((~active).sum())
@@ -209,9 +209,10 @@ def test_a_gate_over_experts_gives_every_expert_its_own_gate() -> None:
     active = weights.any(-1)
     assert bool(active.any()) and not bool(active.all()) and bool((weights > 0).sum(-1).eq(2).any())
     (group,) = router.state.groups
-    assert group.task is None and group.rows is not None and group.gates is not None
+    assert group.task is None and group.rows is not None and group.mixture is not None
     assert torch.equal(group.rows, active.nonzero().flatten())
-    torch.testing.assert_close(group.gates, weights[active])
+    torch.testing.assert_close(group.mixture.gates, weights[active])
+    assert group.mixture.active.tolist() == [expert for expert in range(3) if bool((weights[:, expert] > 0).any())]
     stats = router.stats.as_dict()
     assert stats["routed_tokens"] == int(active.sum()) and stats["base_tokens"] == int((~active).sum())
     assert sum(stats["generations"][0]["tokens_by_task"].values()) == stats["routed_tokens"]
