@@ -53,6 +53,7 @@ NOT_RUN = {
     "make test-chaos": "runs tests; tests/deploy/test_makefile.py has what it sets up, as of the next two",
     "make test-console": "runs tests",
     "make test-clients": "runs tests",
+    "make bench": "half an hour; calls python -m seta_runtime.bench",
     "make accuracy": "minutes; its two commands are run by tests/conftest.py and tests/adapters/test_cli.py",
     "make demo-bank": "half an hour; tests/test_pipeline.py measures the bank that it makes",
     "pip install": "CI installs from requirements/cpu.lock, which tests/test_packaging.py compares with the extras",
