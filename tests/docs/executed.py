@@ -59,7 +59,7 @@ NOT_RUN = {
     "pip install": "CI installs from requirements/cpu.lock, which tests/test_packaging.py compares with the extras",
     "cd deploy/prometheus": "goes before promtool",
     "cd deploy/ray": "goes before Ray's command",
-    "serve run": "Ray's command; tests/deploy/test_ray.py has what it is given",
+    "serve run": "Ray's command; tests/deploy/test_ray.py has what it is given, tests/chaos/test_ray.py runs it",
     "python -m deploy.vendor": "asks the npm registry; tests/server/test_console.py compares the files' digests",
     "python -m tests.console.screenshots": "takes pictures for docs/, of a running server",
     "python -m seta_runtime.bench": "engines for half an hour; tests/seta_runtime/bench covers their parts",
