@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seta_runtime.ops import fused
-from seta_runtime.ops.cpu import add_routed
+from seta_runtime.ops.cpu import Together, add_routed, add_together
 from seta_runtime.ops.experts import ProjectionExperts
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
@@ -73,10 +73,17 @@ class RoutedProjection(WrappedProjection):
         return result
 
     def _add(self, y: Tensor, x: Tensor, part: OutputSlice, groups: list[RoutedGroup]) -> None:
+        done: Together | None = None
         for group in groups:
             experts = group.generation.projections.get((part.layer, part.target))
-            if experts is not None:
-                assert isinstance(experts, ProjectionExperts)
+            if experts is None:
+                continue
+            assert isinstance(experts, ProjectionExperts)
+            if group.together is not None and experts.deltas is not None:
+                if group.together is not done:
+                    add_together(y, x, experts.deltas, group.together)
+                done = group.together
+            else:
                 add_routed(y, x, experts, group.rows, group.task, group.mixture)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
-from seta_runtime.ops.cpu import Mixture
+from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -143,13 +143,22 @@ class Router(nn.Module):
             self._add_mixture(generation, rows, weights)
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
-        for task, count in sorted(counted(chosen).items()):
+        counts = counted(chosen)
+        together = self._together(rows, chosen, counts)
+        for task, count in sorted(counts.items()):
             if task < 0:
                 continue
             everyone = rows is None and count == num_tokens
             local = None if everyone else (chosen == task).nonzero().flatten()
             mine = local if rows is None or local is None else rows[local]
-            self.state.groups.append(RoutedGroup(generation, mine, task, None))
+            self.state.groups.append(RoutedGroup(generation, mine, task, None, together))
+
+    def _together(self, rows: Tensor | None, chosen: Tensor, counts: dict[int, int]) -> Together | None:
+        """The rows that have a task, in one group; `chosen [n]`: each row's, -1 for the base model."""
+        if -1 not in counts:
+            return Together.of(rows, chosen)
+        routed = (chosen >= 0).nonzero().flatten()
+        return Together.of(routed if rows is None else rows[routed], chosen[routed])
 
     def _add_mixture(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor) -> None:
         active = weights.any(-1)

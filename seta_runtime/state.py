@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from seta_runtime.ops.cpu import Mixture
+from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ops.fused import FusedStep
 from seta_runtime.resident import ResidentGeneration
 
@@ -18,12 +18,15 @@ class RoutedGroup:
 
     `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task
     has the whole weight (top-1 routing), and then `mixture` is None; otherwise `mixture` holds every expert's gate.
+    `together` is the same one in all groups of a generation whose tokens are few: it stands for all of them where a
+    projection has its tasks' deltas in one piece.
     """
 
     generation: ResidentGeneration
     rows: Tensor | None
     task: int | None
     mixture: Mixture | None
+    together: Together | None = None
 
 
 @dataclass

@@ -26,6 +26,48 @@ class Mixture:
         return cls(gates, gates.any(0).nonzero().flatten())
 
 
+TOGETHER_TOKENS = 64
+TOGETHER_TASKS = 8
+"""So few tokens of so few neighbouring tasks are multiplied with all their deltas in one call: products that nobody
+needs cost less than a product, a gather and a scatter for each task (`docs/performance.md`)."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """A generation's routed tokens of a step, few, of several tasks with one weight each: their updates at once.
+
+    `rows [n]` int64, None for all of the step's. `tasks`: neighbours among which all of theirs are. `pick [n]` int64:
+    token i's row of its own task when each token has a row for every one of `tasks`.
+    """
+
+    rows: Tensor | None
+    tasks: range
+    pick: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor | None, task_of: Tensor) -> Together | None:
+        """`task_of [n]`: each row's task. None where task by task is cheaper."""
+        found = set(task_of.tolist()) if len(task_of) <= TOGETHER_TOKENS else set()
+        if len(found) < 2:
+            return None
+        tasks = range(min(found), max(found) + 1)
+        if len(tasks) > min(TOGETHER_TASKS, 2 * len(found)):
+            return None
+        return cls(rows, tasks, torch.arange(len(task_of)) * len(tasks) + task_of - tasks.start)
+
+
+def add_together(y: Tensor, x: Tensor, deltas: Tensor, group: Together) -> None:
+    """`y[rows[i]] += x[rows[i]] deltas[task of i]ᵀ`, in place; deltas `[all tasks, d_out, d_in]`."""
+    picked = x if group.rows is None else x.index_select(0, group.rows)
+    theirs = deltas[group.tasks.start : group.tasks.stop]
+    products = (picked @ theirs.flatten(0, 1).T).view(-1, deltas.shape[1])  # [n * tasks, d_out]
+    update = products.index_select(0, group.pick)
+    if group.rows is None:
+        y.add_(update)
+    else:
+        y.index_add_(0, group.rows, update)
+
+
 def add_routed(
     y: Tensor, x: Tensor, experts: ProjectionExperts, rows: Tensor | None, task: int | None, mixture: Mixture | None
 ) -> None:

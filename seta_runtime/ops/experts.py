@@ -29,11 +29,13 @@ class ProjectionExperts:
     """All experts of one generation on one projection `W0 [d_out, d_in]`.
 
     `task_delta[t] [d_out, d_in]`: the merged delta of task t's experts, for `x @ delta.T`, where that is the cheaper
-    form, else None; then `task_blocks[t]` holds their sub-blocks. `stacks`: the sub-blocks by rank, of all experts if
-    there may be mixtures of them, else of those that some task reads in that form.
+    form, else None; then `task_blocks[t]` holds their sub-blocks. `deltas [tasks, d_out, d_in]`: the same deltas in one
+    piece, where every task has one. `stacks`: the sub-blocks by rank, of all experts if there may be mixtures of them,
+    else of those that some task reads in that form.
     """
 
     stacks: list[StackedBlocks]
+    deltas: Tensor | None
     task_delta: list[Tensor | None]
     task_blocks: list[list[TaskBlocks]]
 
@@ -66,9 +68,12 @@ def pack(
         StackedBlocks.stack([(e, present[e]) for e in sorted(kept) if present[e].a.shape[1] == rank], dtype, device)
         for rank in ranks
     ]
+    task_delta = [None if d is None else d.to(device, dtype) for d in deltas]
+    together = _in_one_piece(task_delta)
     return ProjectionExperts(
         stacks=stacks,
-        task_delta=[None if d is None else d.to(device, dtype) for d in deltas],
+        deltas=together,
+        task_delta=task_delta if together is None else list(together),
         task_blocks=_blocks_of([mine if d is None else [] for mine, d in zip(members, deltas, strict=True)], stacks),
     )
 
@@ -92,6 +97,11 @@ def _blocks_of(members: Sequence[Sequence[int]], stacks: Sequence[StackedBlocks]
                 is_all = len(index) == len(stack.expert)
                 found[task].append(TaskBlocks(stack, None if is_all else torch.tensor(index, device=stack.a.device)))
     return found
+
+
+def _in_one_piece(deltas: Sequence[Tensor | None]) -> Tensor | None:
+    present = [delta for delta in deltas if delta is not None]
+    return torch.stack(present) if present and len(present) == len(deltas) else None
 
 
 def _merged(mine: Sequence[SparseBlocks], shape: tuple[int, int]) -> Tensor | None:

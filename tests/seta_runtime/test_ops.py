@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 from seta_runtime.ops.blocks import SparseBlocks
-from seta_runtime.ops.cpu import Mixture, add_routed
+from seta_runtime.ops.cpu import TOGETHER_TASKS, TOGETHER_TOKENS, Mixture, Together, add_routed, add_together
 from seta_runtime.ops.experts import DENSE_VALUES_LIMIT, ProjectionExperts, members_of, pack
 from seta_runtime.ops.reference import routed_sparse_lora
 from tests.seta_runtime.random_experts import CPU, random_blocks, random_experts
@@ -147,6 +147,50 @@ def test_the_list_of_active_experts_is_the_steps_and_not_made_again() -> None:
     add_routed(both, x, packed, None, None, Mixture(gates, torch.tensor([0])))
     add_routed(first, x, packed, None, None, Mixture.of(gates * torch.tensor([1.0, 0.0])))
     assert torch.equal(both, first) and both.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tasks=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    padding=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_tasks_together_equal_the_tasks_one_by_one(tasks: list[int], padding: int, dtype: torch.dtype) -> None:
+    experts = random_experts(SHAPE, [15] * 6, [8] * 6)
+    packed = pack(experts, [[task] for task in range(6)], SHAPE, dtype, CPU, with_mixtures=False)
+    task_of = torch.tensor(tasks)
+    rows = None if padding == 0 else torch.randperm(len(tasks) + padding)[: len(tasks)]
+    together = Together.of(rows, task_of)
+    assert (together is None) == (len(set(tasks)) < 2 or max(tasks) - min(tasks) + 1 > 2 * len(set(tasks)))
+    if together is None:
+        return
+    x = torch.randn(len(tasks) + padding, SHAPE[1]).to(dtype)
+    before = torch.randn(len(x), SHAPE[0]).to(dtype)
+    at_once, expected = before.clone(), before.float().clone()
+    assert packed.deltas is not None
+    add_together(at_once, x, packed.deltas, together)
+    for i, row in enumerate(range(len(tasks)) if rows is None else rows.tolist()):
+        expected[row] += x[row].float() @ packed.deltas[tasks[i]].float().T
+    assert_close(at_once, expected, dtype)
+    others = torch.ones(len(x), dtype=torch.bool)
+    others[slice(None) if rows is None else rows] = False
+    assert torch.equal(at_once[others], before[others])
+
+
+def test_many_tokens_and_far_tasks_go_task_by_task() -> None:
+    assert Together.of(None, torch.tensor([0, 1] * TOGETHER_TOKENS)) is None
+    assert Together.of(None, torch.tensor([0, 5])) is None
+    assert Together.of(None, torch.arange(TOGETHER_TASKS + 1)) is None
+    found = Together.of(None, torch.tensor([3, 2, 3]))
+    assert found is not None and found.tasks == range(2, 4) and found.pick.tolist() == [1, 2, 5]
+
+
+def test_deltas_are_in_one_piece_only_where_every_task_has_one() -> None:
+    experts = random_experts(SHAPE, [15, 15], [8, 8])
+    whole = pack(experts, [[0], [1]], SHAPE, torch.float32, CPU, with_mixtures=False)
+    assert whole.deltas is not None and whole.task_delta[1] is not None
+    assert whole.deltas.data_ptr() == whole.task_delta[0].data_ptr(), "and not held twice"  # type: ignore[union-attr]
+    assert pack([experts[0], None], [[0], [1]], SHAPE, torch.float32, CPU, with_mixtures=False).deltas is None
 
 
 def test_a_task_without_blocks_here_leaves_the_output_alone() -> None:

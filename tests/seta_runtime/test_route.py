@@ -126,6 +126,21 @@ def test_steps_of_base_tokens_alone_do_nothing() -> None:
     assert router.stats == RoutingStats()
 
 
+def test_few_tokens_of_several_tasks_are_one_group_too() -> None:
+    """Its rows are those of the groups that it stands for, each with its own task."""
+    generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
+    router = make_router(generation)
+    rows, task_of = torch.tensor([1, 2, 4, 7, 9]), torch.tensor([2, 0, -1, 1, 2])
+    weights = torch.nn.functional.one_hot(task_of.clamp(min=0), 3).float() * (task_of >= 0).unsqueeze(-1)
+    router._add_groups(generation, rows, weights, 12)
+    groups = router.state.groups
+    assert [group.task for group in groups] == [0, 1, 2]
+    together = groups[0].together
+    assert together is not None and all(group.together is together for group in groups)
+    assert together.rows is not None and together.rows.tolist() == [1, 2, 7, 9]
+    assert (together.pick % len(together.tasks) + together.tasks.start).tolist() == [2, 0, 1, 2]
+
+
 def test_groups_of_the_last_step_are_gone() -> None:
     generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3, seed=2), ONE_EXPERT_A_TASK)
     router = make_router(generation)

@@ -1,0 +1,58 @@
+"""A projection with the routed update in it: tasks together and task by task are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seta_runtime import layer
+from seta_runtime.layer import OutputSlice, RoutedProjection
+from seta_runtime.ops.cpu import Together
+from seta_runtime.ops.experts import ProjectionExperts, pack
+from seta_runtime.state import RoutedGroup, StepState
+from tests.seta_runtime.random_experts import CPU, random_experts, random_gate, random_generation
+
+SHAPE = (24, 40)
+TASKS = torch.tensor([1, 0, -1, 2, 0, 2])
+"""Of each token of the step; -1 for the base model."""
+
+
+def forward(projections: dict[tuple[int, str], ProjectionExperts], x: Tensor, is_together: bool) -> Tensor:
+    """Two generations, of which the second one has tokens 6 to 8 and its tasks the other way round."""
+    state = StepState([])
+    for number, task_of in enumerate((TASKS, torch.tensor([-1] * 6 + [2, 1, 0]))):
+        gate = random_gate(8, 4, 3)
+        generation = replace(random_generation(number, gate, torch.eye(3)), projections=projections)
+        rows = (task_of >= 0).nonzero().flatten()
+        together = Together.of(rows, task_of[rows]) if is_together else None
+        assert (together is not None) == is_together
+        for task in range(3):
+            mine = (task_of == task).nonzero().flatten()
+            state.groups.append(RoutedGroup(generation, mine, task, None, together))
+    base = nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+    nn.init.ones_(base.weight)
+    return RoutedProjection(base, state, [OutputSlice(0, "v_proj", 0, SHAPE[0])])(x).detach()
+
+
+@pytest.mark.parametrize("counts", [[15, 15, 15], [15, 0, 15]])
+def test_tasks_together_and_task_by_task_are_the_same(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = random_experts(SHAPE, counts, [8, 8, 8])
+    packed = pack(experts, [[0], [1], [2]], SHAPE, torch.float32, CPU, with_mixtures=False)
+    calls: list[Together] = []
+    original = layer.add_together
+
+    def counting(y: Tensor, x: Tensor, deltas: Tensor, group: Together) -> None:
+        calls.append(group)
+        original(y, x, deltas, group)
+
+    monkeypatch.setattr(layer, "add_together", counting)
+    x = torch.randn(9, SHAPE[1])
+    projections = {(0, "v_proj"): packed}
+    one_by_one = forward(projections, x, is_together=False)
+    assert not calls
+    torch.testing.assert_close(forward(projections, x, is_together=True), one_by_one, rtol=0, atol=1e-5)
+    assert len(calls) == (2 if all(counts) else 0), "once a generation, where every task has its delta"
+    assert torch.equal(one_by_one[2], nn.functional.linear(x, torch.ones(SHAPE))[2]), "the base model's token"
