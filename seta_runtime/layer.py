@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seta_runtime.ops import fused
 from seta_runtime.ops.cpu import Together, add_routed, add_together
 from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.ops.few_rows import add_few_rows
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -56,6 +57,7 @@ class RoutedProjection(WrappedProjection):
         super().__init__(base, slices)
         self.state = state
         self.ranks = ranks
+        add_few_rows()  # what has to be compiled is compiled before the first request
 
     def forward(self, x: Tensor) -> Any:
         result = self.base(x)

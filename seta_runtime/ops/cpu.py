@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seta_runtime.ops import few_rows
 from seta_runtime.ops.experts import ProjectionExperts
 
 
@@ -76,11 +77,11 @@ def add_routed(
     y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
     `task` (that task's experts have gate 1, all others 0) and `mixture`, with gates for each row, is given.
     """
-    picked = x if rows is None else x.index_select(0, rows)
     delta = None if task is None else experts.task_delta[task]
     if delta is not None:
-        _add_dense(y, picked, delta, rows)
+        _add_dense(y, x, delta, rows)
         return
+    picked = x if rows is None else x.index_select(0, rows)
     for update in _updates(picked, y.shape[1], experts, task, mixture):
         if rows is None:
             y.add_(update)
@@ -89,6 +90,16 @@ def add_routed(
 
 
 def _add_dense(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None:
+    """`y[rows] += x[rows] deltaᵀ`."""
+    num_rows = len(x) if rows is None else len(rows)
+    compiled = few_rows.add_few_rows() if few_rows.fits(y, x, delta, num_rows) else None
+    if compiled is not None:
+        compiled(y, x, delta, rows)
+    else:
+        _add_by_torch(y, x if rows is None else x.index_select(0, rows), delta, rows)
+
+
+def _add_by_torch(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None:
     """`y[rows] += x deltaᵀ`. For one token oneDNN's call costs more than the product, so torch's own kernel does it."""
     mkldnn: Any = torch.backends.mkldnn
     was_enabled = mkldnn.enabled
