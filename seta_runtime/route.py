@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
 from seta_runtime.ops.cpu import Mixture, Together
+from seta_runtime.ops.few_rows import is_compiled_for
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -82,7 +83,7 @@ class Router(nn.Module):
             mine = pooled[:, : generation.gate.width]
             weights, probabilities = self._agreed(*generation.gate.judge(mine if rows is None else mine[rows]))
             self.stats.add(generation, weights, probabilities)
-            self._add_groups(generation, rows, weights, len(hidden))
+            self._add_groups(generation, rows, weights, hidden)
         if self.state.fused is not None:
             self.state.fused.finish(len(hidden))
 
@@ -130,9 +131,7 @@ class Router(nn.Module):
         pooled = per_head[:, :, 0].flatten(1)
         return (pooled if self.ranks.is_alone else self.ranks.gather(pooled.contiguous())).float()
 
-    def _add_groups(
-        self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, num_tokens: int
-    ) -> None:
+    def _add_groups(self, generation: ResidentGeneration, rows: Tensor | None, weights: Tensor, hidden: Tensor) -> None:
         """Group one generation's tokens by what they need; weights `[n, columns]`, a zero row means base."""
         if self.decisions.is_watching:
             self.decisions.note(generation, rows, weights)
@@ -144,11 +143,11 @@ class Router(nn.Module):
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
         counts = counted(chosen)
-        together = self._together(rows, chosen, counts)
+        together = None if is_compiled_for(hidden.dtype) else self._together(rows, chosen, counts)
         for task, count in sorted(counts.items()):
             if task < 0:
                 continue
-            everyone = rows is None and count == num_tokens
+            everyone = rows is None and count == len(hidden)
             local = None if everyone else (chosen == task).nonzero().flatten()
             mine = local if rows is None or local is None else rows[local]
             self.state.groups.append(RoutedGroup(generation, mine, task, None, together))

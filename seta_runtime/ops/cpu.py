@@ -30,7 +30,8 @@ class Mixture:
 TOGETHER_TOKENS = 64
 TOGETHER_TASKS = 8
 """So few tokens of so few neighbouring tasks are multiplied with all their deltas in one call: products that nobody
-needs cost less than a product, a gather and a scatter for each task (`docs/performance.md`)."""
+needs cost less than a product, a gather and a scatter for each task (`docs/performance.md`). Where the compiled product
+of a few rows is there (`few_rows`), task by task costs less still."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def test_few_tokens_of_several_tasks_are_one_group_too() -> None:
     router = make_router(generation)
     rows, task_of = torch.tensor([1, 2, 4, 7, 9]), torch.tensor([2, 0, -1, 1, 2])
     weights = torch.nn.functional.one_hot(task_of.clamp(min=0), 3).float() * (task_of >= 0).unsqueeze(-1)
-    router._add_groups(generation, rows, weights, 12)
+    router._add_groups(generation, rows, weights, torch.zeros(12, 8))
     groups = router.state.groups
     assert [group.task for group in groups] == [0, 1, 2]
     together = groups[0].together
