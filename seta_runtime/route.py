@@ -143,7 +143,8 @@ class Router(nn.Module):
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
         counts = counted(chosen)
-        together = None if is_compiled_for(hidden.dtype) else self._together(rows, chosen, counts)
+        is_cheaper = hidden.dtype == torch.bfloat16 and not is_compiled_for(hidden.dtype)
+        together = self._together(rows, chosen, counts) if is_cheaper else None
         for task, count in sorted(counts.items()):
             if task < 0:
                 continue

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.evidence import prefix_mean
 from adapters.gate import AnalyticGate
+from seta_runtime import route as route_module
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.route import COUNTED_IN_PYTHON, PoolShape, RoutedDecoderLayer, Router, counted
 from seta_runtime.state import StepState
@@ -126,19 +127,31 @@ def test_steps_of_base_tokens_alone_do_nothing() -> None:
     assert router.stats == RoutingStats()
 
 
-def test_few_tokens_of_several_tasks_are_one_group_too() -> None:
+def test_few_tokens_of_several_tasks_are_one_group_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are those of the groups that it stands for, each with its own task."""
     generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
     router = make_router(generation)
     rows, task_of = torch.tensor([1, 2, 4, 7, 9]), torch.tensor([2, 0, -1, 1, 2])
     weights = torch.nn.functional.one_hot(task_of.clamp(min=0), 3).float() * (task_of >= 0).unsqueeze(-1)
-    router._add_groups(generation, rows, weights, torch.zeros(12, 8))
+    monkeypatch.setattr(route_module, "is_compiled_for", lambda dtype: False)
+    router._add_groups(generation, rows, weights, torch.zeros(12, 8, dtype=torch.bfloat16))
     groups = router.state.groups
     assert [group.task for group in groups] == [0, 1, 2]
     together = groups[0].together
     assert together is not None and all(group.together is together for group in groups)
     assert together.rows is not None and together.rows.tolist() == [1, 2, 7, 9]
     assert (together.pick % len(together.tasks) + together.tasks.start).tolist() == [2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("dtype", "is_compiled"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_where_that_is_slower_they_are_not(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_compiled: bool
+) -> None:
+    generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
+    router = make_router(generation)
+    monkeypatch.setattr(route_module, "is_compiled_for", lambda dtype: is_compiled)
+    router._add_groups(generation, None, torch.eye(3), torch.zeros(3, 8, dtype=dtype))
+    assert [(group.task, group.together) for group in router.state.groups] == [(0, None), (1, None), (2, None)]
 
 
 def test_groups_of_the_last_step_are_gone() -> None:
