@@ -85,6 +85,8 @@ class RoutedProjection(WrappedProjection):
                 if group.together is not done:
                     add_together(y, x, experts.deltas, group.together)
                 done = group.together
+            elif (span := group.span) is not None:
+                add_routed(y[span], x[span], experts, None, group.task, group.mixture)
             else:
                 add_routed(y, x, experts, group.rows, group.task, group.mixture)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from seta_runtime.resident import ResidentGeneration
 class RoutedGroup:
     """Tokens that share a generation and a set of active tasks.
 
-    `rows [n]` int64 are their positions in the step's batch, None when they are all of it. `task` is set when one task
-    has the whole weight (top-1 routing), and then `mixture` is None; otherwise `mixture` holds every expert's gate.
-    `together` is the same one in all groups of a generation whose tokens are few: it stands for all of them where a
-    projection has its tasks' deltas in one piece.
+    `rows [n]` int64, ascending, are their positions in the step's batch, None when they are all of it. `task` is set
+    when one task has the whole weight (top-1 routing), and then `mixture` is None; otherwise `mixture` holds every
+    expert's gate. `together` is the same one in all groups of a generation whose tokens are few: it stands for all of
+    them where a projection has its tasks' deltas in one piece.
     """
 
     generation: ResidentGeneration
@@ -27,6 +28,14 @@ class RoutedGroup:
     task: int | None
     mixture: Mixture | None
     together: Together | None = None
+
+    @cached_property
+    def span(self) -> slice | None:
+        """The rows as a slice where they lie side by side, as a prompt's do: nothing needs picking or adding back."""
+        if self.rows is None or not len(self.rows):
+            return None
+        first, stop = int(self.rows[0]), int(self.rows[-1]) + 1
+        return slice(first, stop) if stop - first == len(self.rows) else None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,30 @@ def test_tasks_together_and_task_by_task_are_the_same(counts: list[int], monkeyp
     torch.testing.assert_close(forward(projections, x, is_together=True), one_by_one, rtol=0, atol=1e-5)
     assert len(calls) == (2 if all(counts) else 0), "once a generation, where every task has its delta"
     assert torch.equal(one_by_one[2], nn.functional.linear(x, torch.ones(SHAPE))[2]), "the base model's token"
+
+
+@pytest.mark.parametrize("rows", [[2, 3, 4, 5], [0], [8], [1, 2, 4], [0, 8]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_side_by_side_are_neither_picked_nor_added_back(
+    rows: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(random_experts(SHAPE, [15], [8]), [[0]], SHAPE, dtype, CPU, with_mixtures=False)
+    generation = replace(random_generation(0, random_gate(8, 4, 1), torch.eye(1)), projections={(0, "v_proj"): packed})
+    group = RoutedGroup(generation, torch.tensor(rows), 0, None)
+    is_span = rows[-1] - rows[0] + 1 == len(rows)
+    assert group.span == (slice(rows[0], rows[-1] + 1) if is_span else None)
+    given: list[Tensor | None] = []
+    original = layer.add_routed
+
+    def noting(y: Tensor, x: Tensor, experts: ProjectionExperts, some: Tensor | None, *rest: Any) -> None:
+        given.append(some)
+        original(y, x, experts, some, *rest)
+
+    monkeypatch.setattr(layer, "add_routed", noting)
+    x, base = torch.randn(9, SHAPE[1]).to(dtype), nn.Linear(SHAPE[1], SHAPE[0], bias=False).to(dtype)
+    state = StepState([], groups=[group])
+    got = RoutedProjection(base, state, [OutputSlice(0, "v_proj", 0, SHAPE[0])])(x).detach()
+    expected = base(x).detach()
+    original(expected, x, packed, torch.tensor(rows), 0, None)
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+    assert (given[0] is None) == is_span
