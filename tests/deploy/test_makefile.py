@@ -1,6 +1,7 @@
 """What `make` promises for its slow test targets: from a fresh clone each sets up all that its tests import."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -24,8 +25,14 @@ BY_A_TEST = {"ray", "seta_on_ray"}
 
 def recipe(target: str) -> list[str]:
     """The lines that `make` would run in a fresh clone, those of what the target needs first included."""
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", target], cwd=REPO, capture_output=True, text=True, check=True
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    done = subprocess.run(  # as if not called by `make test`, which would have it name the directories it enters
+        ["make", "--dry-run", "--always-make", target],
+        cwd=REPO,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.replace("\\\n", " ").splitlines()
 
