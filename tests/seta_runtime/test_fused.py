@@ -163,7 +163,9 @@ def test_the_router_leaves_the_same_decisions_for_the_kernel_as_in_groups(is_mix
     for group in routers[0].state.groups:
         rows = torch.arange(len(hidden)) if group.rows is None else group.rows
         first = routers[0].state.slot_of(group.generation) * ROOM
-        expected[rows, first : first + 3] = membership[group.task].float() if group.gates is None else group.gates
+        expected[rows, first : first + 3] = (
+            membership[group.task].float() if group.mixture is None else group.mixture.gates
+        )
     step = routers[1].state.fused
     assert step is not None and not routers[1].state.groups and expected.any()
     torch.testing.assert_close(step.gates[:48], expected)
