@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
 from seta_runtime.ops.cpu import Mixture, Together
-from seta_runtime.ops.few_rows import is_compiled_for
+from seta_runtime.ops.few_rows import add_few_rows
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -143,7 +143,7 @@ class Router(nn.Module):
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
         counts = counted(chosen)
-        is_cheaper = hidden.dtype == torch.bfloat16 and not is_compiled_for(hidden.dtype)
+        is_cheaper = hidden.dtype == torch.bfloat16 and add_few_rows() is None
         together = self._together(rows, chosen, counts) if is_cheaper else None
         for task, count in sorted(counts.items()):
             if task < 0:

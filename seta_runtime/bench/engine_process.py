@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from adapters.asked_process import AskedProcess, ProcessEnded
 from seta_runtime.bench.points import Point
 from seta_runtime.bench.slices import Slice
 from seta_runtime.bench.variants import Variant
-from seta_runtime.bench.worker import ANSWER
 
 LOG_LINES = 20
 
 
-class EngineProcess:
+class EngineProcess(AskedProcess):
     """Starts the engine and waits until it is ready. `log`: where its standard error goes.
 
     Raises RuntimeError with the log's last lines when the process ends by itself.
@@ -24,12 +21,7 @@ class EngineProcess:
 
     def __init__(self, variant: Variant, prompts: list[list[int]], log: Path) -> None:
         self.variant = variant
-        self.log = log
-        command = [sys.executable, "-m", "seta_runtime.bench.worker"]
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+        super().__init__("seta_runtime.bench.worker", log)
         self.ready = self._ask({"variant": variant.to_json(), "prompts": prompts})
 
     @property
@@ -48,16 +40,9 @@ class EngineProcess:
         """Memory, tokens seen by the router, and the share of its waiting time in which the process used a core."""
         return self._ask({"do": "end"})
 
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith(ANSWER):
-                return json.loads(line.removeprefix(ANSWER))
-        last = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        raise RuntimeError("\n".join([f"engine {self.variant.name} ended with {self.process.wait()}:", *last]))
+        try:
+            return self.ask(question)
+        except ProcessEnded as ended:
+            last = ended.lines[-LOG_LINES:]
+            raise RuntimeError("\n".join([f"engine {self.name} ended with {ended.code}:", *last])) from None

@@ -9,10 +9,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from adapters.asked_process import answer
 from seta_runtime.bench.rss import rss_bytes
 from seta_runtime.bench.slices import IdleMeter, timed
 
-ANSWER = "bench-answer "
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is in this process, and steps when it is told
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -37,7 +37,7 @@ def main() -> None:
     llm = LLM(**variant.engine_args())
     requests = variant.lora_requests()
     start_seconds = time.monotonic() - start
-    _say({"start_seconds": start_seconds, "load_seconds": [_load_seconds(llm, request) for request in requests]})
+    answer({"start_seconds": start_seconds, "load_seconds": [_load_seconds(llm, request) for request in requests]})
 
     def sampling(tokens: int) -> SamplingParams:
         return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -48,12 +48,12 @@ def main() -> None:
     for line in sys.stdin:
         idle.wake()
         question = json.loads(line)
-        answer = _work(question, batch)
+        found = _work(question, batch)
         if question["do"] == "end":
-            answer = {"rss_bytes": rss_bytes(), "stats": _stats(llm, variant), "idle_cpu_share": round(idle.share, 5)}
+            found = {"rss_bytes": rss_bytes(), "stats": _stats(llm, variant), "idle_cpu_share": round(idle.share, 5)}
         if num_threads() > 1:
             time.sleep(SETTLE_SECONDS)
-        _say(answer)
+        answer(found)
         idle.rest()
 
 
@@ -85,10 +85,6 @@ def _stats(llm: Any, variant: Any) -> dict[str, int]:
         return {}
     counts = llm.collective_rpc("seta_stats")[0]
     return {"base_tokens": counts["base_tokens"], "routed_tokens": counts["routed_tokens"]}
-
-
-def _say(values: dict[str, Any]) -> None:
-    print(ANSWER + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

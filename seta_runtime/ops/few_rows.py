@@ -48,11 +48,6 @@ def add_few_rows() -> AddFewRows | None:
     return product
 
 
-def is_compiled_for(dtype: torch.dtype) -> bool:
-    """Whether there is a compiled product for deltas of that type."""
-    return dtype == torch.bfloat16 and add_few_rows() is not None
-
-
 def fits(y: Tensor, x: Tensor, delta: Tensor, num_rows: int) -> bool:
     """Whether the compiled product can take these: few rows of bfloat16 whose values lie side by side."""
     return (

@@ -6,15 +6,13 @@ each round asks each for one step on the same batch; what is reported is the med
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.asked_process import AskedProcess, ProcessEnded
 from adapters.benchmark.figures.store import Figure
 from adapters.data import DataError
 from adapters.progress import Steps, console
@@ -25,38 +23,24 @@ WHAT = {
     "lora": "LoRA, rank 8, all linears: PEFT's layers in this benchmark's loop",
     "peft": "LoRA, rank 8, all linears: PEFT and transformers as documented",
 }
-ANSWER = "speed-answer "
 Answer = dict[str, Any]
 
 
-class Worker:
-    """One variant in a process of its own; `ask` blocks until it has answered. Raises DataError if it ended."""
+class Worker(AskedProcess):
+    """One variant in a process of its own, its standard error in `folder`. Raises DataError if it ended."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, setup: dict[str, Any], folder: Path) -> None:
         self.name = str(setup["variant"])
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by stop()
-        command = [sys.executable, "-m", "adapters.benchmark.figures.speed_worker"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
-        )
+        super().__init__("adapters.benchmark.figures.speed_worker", folder / self.name)
         self.ready = self.ask(setup)
 
     def ask(self, question: dict[str, Any]) -> Answer:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith(ANSWER):
-                return json.loads(line.removeprefix(ANSWER))
-        code = self.process.wait()
-        self.errors.seek(0)
-        said = self.errors.read().strip().splitlines() or ["nothing"]
-        raise DataError(f"variant {self.name} ended with code {code}; it said: {said[-1]}")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.errors.close()
+        """Blocks until it has answered."""
+        try:
+            return super().ask(question)
+        except ProcessEnded as ended:
+            said = ended.lines or ["nothing"]
+            raise DataError(f"variant {self.name} ended with code {ended.code}; it said: {said[-1]}") from None
 
 
 def measure_speed(
@@ -64,11 +48,12 @@ def measure_speed(
 ) -> Figure:
     """Start all variants, then go round; the first round is not recorded. Raises DataError."""
     workers: list[Worker] = []
+    logs = tempfile.TemporaryDirectory()
     try:
         for variant in variants:
             console.print(f"starting {variant}", highlight=False)
             setup = {"data": str(data), "task": task, "model": model, "batch_size": batch_size, "seed": seed}
-            workers.append(Worker({**setup, "variant": variant}))
+            workers.append(Worker({**setup, "variant": variant}, Path(logs.name)))
         steps: dict[str, list[Answer]] = {worker.name: [] for worker in workers}
         with Steps("speed", (rounds + 1) * len(workers), "steps") as bar:
             for number in range(rounds + 1):
@@ -81,6 +66,7 @@ def measure_speed(
     finally:
         for worker in workers:
             worker.stop()
+        logs.cleanup()
 
 
 def speed_figure(task: str, batch_size: int, steps: dict[str, list[Answer]], ready: dict[str, Answer]) -> Figure:

@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from adapters.anchoring import Anchors
+from adapters.asked_process import answer
 from adapters.backbone import DTYPES
 from adapters.base_model import resolve_model_dir
 from adapters.batches import Batches
-from adapters.benchmark.figures.speed import ANSWER
 from adapters.benchmark.lora import LoraModel
 from adapters.benchmark.lora_training import train
 from adapters.benchmark.memory import peak_bytes, reset_peak
@@ -126,7 +126,7 @@ def main() -> None:
         step, tokens, once_seconds = lora_step(task, model_dir, LoraSettings(**common))
     else:
         step, tokens, once_seconds = peft_step(task, model_dir, LoraSettings(**common))
-    say({"once_seconds": once_seconds, "num_examples": len(tokens)})
+    answer({"once_seconds": once_seconds, "num_examples": len(tokens)})
     for line in sys.stdin:
         seed = json.loads(line)["seed"]
         reset_peak()
@@ -135,11 +135,7 @@ def main() -> None:
         seconds = time.monotonic() - start
         batch = Batches(len(tokens), setup["batch_size"], random.Random(seed)).draw()
         num_tokens = sum(len(tokens[i].ids) - 1 for i in batch)
-        say({"seconds": seconds, "tokens": num_tokens, "peak_bytes": peak_bytes()})
-
-
-def say(values: dict[str, Any]) -> None:
-    print(ANSWER + json.dumps(values), flush=True)
+        answer({"seconds": seconds, "tokens": num_tokens, "peak_bytes": peak_bytes()})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from adapters.asked_process import MARK
 from seta_runtime.bench import __main__ as command
 from seta_runtime.bench import engines
 from seta_runtime.bench.engine_process import EngineProcess
@@ -17,7 +18,6 @@ from seta_runtime.bench.groups import groups
 from seta_runtime.bench.points import Point
 from seta_runtime.bench.slices import Slice
 from seta_runtime.bench.variants import Variant
-from seta_runtime.bench.worker import ANSWER
 
 MEASURED = Slice(8, [0.5], 0.5, 0.0, 0)
 
@@ -96,7 +96,7 @@ def scripted_python(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) 
 
 
 def test_a_question_has_the_answer_among_what_else_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = f"read line; echo noise; echo '{ANSWER}%s'\n"
+    said = f"read line; echo noise; echo '{MARK}%s'\n"
     answers = ['{"start_seconds": 2.5}', "{}", json.dumps(asdict(MEASURED))]
     scripted_python(monkeypatch, tmp_path, "".join(said % answer for answer in answers) + "read line")
     engine = EngineProcess(Variant("plain", "plain", "model"), [[1]], tmp_path / "log")
