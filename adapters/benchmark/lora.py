@@ -19,7 +19,7 @@ from adapters.progress import track
 from adapters.trunk import batches_by_length, pad_ids
 
 EVAL_BATCH_TOKENS = 4096
-MICRO_BATCH = 8
+MICRO_BATCH = 4
 TRAINED, PAST = "trained", "past"
 Weights = dict[str, nn.Parameter]
 Past = Mapping[str, Tensor]
@@ -40,6 +40,8 @@ class LoraModel:
         self.reset(settings.seed)
         if past:
             self._add_past(past, settings)
+        if settings.compile:
+            self.compile_layers()
 
     @property
     def num_parameters(self) -> int:
@@ -60,6 +62,11 @@ class LoraModel:
         """Compute with these weights from now on."""
         for name, working in self.working.items():
             working.copy_(weights[name])
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Each decoder layer by itself; batches of any size and length share what was compiled."""
+        for layer in self.backbone.layers:
+            layer.compile(dynamic=True, backend=backend)
 
     def render(self, examples: Sequence[Example], max_tokens: int, what: str) -> Prepared:
         """Token ids; examples that are too long are left out, as everywhere. Raises DataError if none is left."""

@@ -25,6 +25,11 @@ class LoraSettings(BaseModel):
     max_tokens: int = Field(default=COMMON.max_tokens, ge=16)
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compile: bool = Field(
+        default=False,
+        exclude=True,  # the same computation with other rounding: a cell is the same cell
+        description="compile the decoder layers: a third less time a step, once a minute or two; needs a C++ compiler",
+    )
 
 
 class EwcSettings(LoraSettings):

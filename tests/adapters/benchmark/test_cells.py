@@ -83,6 +83,10 @@ def test_names_alone_do_not_change_the_key():
     assert cell(sequence="the same tasks").key == cell("seq-lora:rank=8").key == cell().key
 
 
+def test_compiled_or_not_it_is_the_same_cell():
+    assert cell("seq-lora:compile=true").key == cell().key
+
+
 def test_a_result_and_progress_read_back_as_written(store: CellStore):
     one = cell()
     assert store.result(one) is None and store.progress(one) == Progress()
