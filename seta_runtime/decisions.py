@@ -99,7 +99,7 @@ class Decisions:
         for request in self.running():
             if request.request_id not in self._records:
                 continue
-            start = _index_of(rows, request.rows.start)
+            start = index_of(rows, request.rows.start)
             if start is None:
                 continue
             record = self._records[request.request_id]
@@ -109,7 +109,7 @@ class Decisions:
             record.put(request.position, weights[start : start + len(request.rows)])
 
 
-def _index_of(rows: Tensor | None, row: int) -> int | None:
+def index_of(rows: Tensor | None, row: int) -> int | None:
     """Where a row of the batch stands among `rows`; None if it is another generation's, or the base model's."""
     if rows is None:
         return row

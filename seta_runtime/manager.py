@@ -33,6 +33,7 @@ from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.decisions import Decisions, RunningRequest
 from seta_runtime.layer import FusedProjection, OutputSlice, RoutedProjection
+from seta_runtime.leading import prompts_that_end
 from seta_runtime.ops import fused
 from seta_runtime.preparation import Preparations
 from seta_runtime.ranks import INPUT_SHARDED, Ranks
@@ -226,10 +227,22 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
 
     def watch(self, runner: Any, request_id: str) -> None:
         """Keep the decisions on a request, named as the server named it; `runner` is the worker's model runner."""
-        if not self._knows_runner:
-            self.decisions.running = requests_of(runner)
-            self._knows_runner = True
+        self._know(runner)
         self.decisions.watch(request_id)
+
+    def led(self, runner: Any) -> list[tuple[str, str | None]]:
+        """Which task led at the end of each prompt (`seta_runtime.leading`), from the first call on."""
+        self._know(runner)
+        return self._adapter_manager.router.leading.take()
+
+    def _know(self, runner: Any) -> None:
+        if self._knows_runner:
+            return
+        self._knows_runner = True
+        batch = batch_of(runner)
+        router = self._adapter_manager.router
+        router.decisions.running = lambda: _running(*batch()[:3])
+        router.leading.ended = lambda: [(_own_id(one), row) for one, row in prompts_that_end(*batch())]
 
 
 def current_ranks() -> Ranks:
@@ -242,13 +255,19 @@ def current_ranks() -> Ranks:
     )
 
 
-def requests_of(runner: Any) -> Callable[[], Iterator[RunningRequest]]:
+Batch = tuple[list[str], Any, Any, Any]
+"""A step's requests: vLLM's ids, rows `[R + 1]`, and the tokens computed before and those of the prompt, `[R]` each."""
+
+
+def batch_of(runner: Any) -> Callable[[], Batch]:
     """What tells the requests of the step that a model runner is computing."""
     if hasattr(runner, "query_start_loc"):  # Model Runner V1, which keeps its batch
 
-        def of_v1() -> Iterator[RunningRequest]:
+        def of_v1() -> Batch:
             batch = runner.input_batch
-            return _running(batch.req_ids, runner.query_start_loc.np, batch.num_computed_tokens_cpu)
+            num = len(batch.req_ids)
+            num_prompt = batch.num_prompt_tokens[:num]
+            return batch.req_ids, runner.query_start_loc.np[: num + 1], batch.num_computed_tokens_cpu[:num], num_prompt
 
         return of_v1
     prepare = runner.prepare_inputs  # Model Runner V2, which makes a batch for each step
@@ -258,9 +277,11 @@ def requests_of(runner: Any) -> Callable[[], Iterator[RunningRequest]]:
         latest[:] = [prepare(*args, **kwargs)]
         return latest[0]
 
-    def of_v2() -> Iterator[RunningRequest]:
+    def of_v2() -> Batch:
         batch = latest[0]
-        return _running(batch.req_ids, batch.query_start_loc_np, batch.num_computed_tokens_np)
+        num = len(batch.req_ids)
+        num_prompt = runner.req_states.prompt_len.np[batch.idx_mapping_np[:num]]
+        return batch.req_ids, batch.query_start_loc_np[: num + 1], batch.num_computed_tokens_np[:num], num_prompt
 
     runner.prepare_inputs = prepare_inputs
     return of_v2
@@ -268,8 +289,13 @@ def requests_of(runner: Any) -> Callable[[], Iterator[RunningRequest]]:
 
 def _running(internal_ids: list[str], starts: Any, num_computed: Any) -> Iterator[RunningRequest]:
     for index, internal_id in enumerate(internal_ids):
-        own_id = internal_id.rpartition("-")[0]  # vLLM appends a random suffix to the id a request was added with
-        yield RunningRequest(own_id, range(int(starts[index]), int(starts[index + 1])), int(num_computed[index]))
+        rows = range(int(starts[index]), int(starts[index + 1]))
+        yield RunningRequest(_own_id(internal_id), rows, int(num_computed[index]))
+
+
+def _own_id(internal_id: str) -> str:
+    """The id that a request was added with: vLLM appends a random suffix."""
+    return internal_id.rpartition("-")[0]
 
 
 def install() -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from seta_runtime.decisions import Decisions
+from seta_runtime.leading import LeadingTasks
 from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ops.few_rows import add_few_rows
 from seta_runtime.ranks import ALONE, Ranks
@@ -66,6 +67,7 @@ class Router(nn.Module):
         self.stats = stats
         self.ranks = ranks
         self.decisions = Decisions()
+        self.leading = LeadingTasks()
         self.key = next(_keys)
         _routers[self.key] = self
 
@@ -135,6 +137,7 @@ class Router(nn.Module):
         """Group one generation's tokens by what they need; weights `[n, columns]`, a zero row means base."""
         if self.decisions.is_watching:
             self.decisions.note(generation, rows, weights)
+        self.leading.note(generation, rows, weights)
         if self.state.fused is not None:
             self.state.fused.write(self.state.slot_of(generation), rows, generation.expert_gates(weights))
             return

@@ -16,6 +16,10 @@ class SetaWorkerExtension:
         """Cumulative routing counts of this worker (`seta_runtime.stats.RoutingStats`)."""
         return self.model_runner.lora_manager.stats.as_dict()
 
+    def seta_led(self) -> list[tuple[str, str | None]]:
+        """The requests whose prompt has ended since the last call, with the task that led there; None for base."""
+        return self.model_runner.lora_manager.led(self.model_runner)
+
     def seta_prepare(self, adapter_id: int, generation: int, digest: str) -> None:
         """Start to read, verify and pack a generation beside the running steps; `add_lora` then only takes it."""
         self.model_runner.lora_manager.preparations.start(adapter_id, generation, digest)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from seta_runtime.decisions import MAX_WATCHED, Decisions, RunningRequest
-from seta_runtime.manager import requests_of
+from seta_runtime.leading import LeadingTasks
+from seta_runtime.manager import GenerationWorkerManager
 from seta_runtime.resident import ResidentGeneration
 from tests.seta_runtime.random_experts import random_gate, random_generation
 
@@ -116,15 +117,26 @@ def test_the_oldest_give_way() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_running_requests_of_both_model_runners(version: int) -> None:
     """V2 runs on GPUs only, so here it is a stand-in with the fields that vLLM's has."""
-    ids, starts, computed = ["chatcmpl-x-0a1b2c3d", "y-0a1b2c3d"], np.array([0, 5, 6, 6]), np.array([32, 7])
+    ids, starts, computed = ["chatcmpl-x-0a1b2c3d", "y-0a1b2c3d"], np.array([0, 5, 6, 6]), np.array([32, 7, 0])
+    prompts = np.array([37, 7, 0])  # the first's prompt ends in this step, the second's has
+    manager: Any = object.__new__(GenerationWorkerManager)
+    manager._knows_runner = False
+    manager._adapter_manager = SimpleNamespace(router=SimpleNamespace(decisions=Decisions(), leading=LeadingTasks()))
     runner: Any
     if version == 1:
-        batch = SimpleNamespace(req_ids=ids, num_computed_tokens_cpu=computed)
+        batch = SimpleNamespace(req_ids=ids, num_computed_tokens_cpu=computed, num_prompt_tokens=prompts)
         runner = SimpleNamespace(input_batch=batch, query_start_loc=SimpleNamespace(np=starts))
-        running = requests_of(runner)
+        manager.watch(runner, "y")
     else:
-        made = SimpleNamespace(req_ids=ids, query_start_loc_np=starts, num_computed_tokens_np=computed)
-        runner = SimpleNamespace(prepare_inputs=lambda scheduled, *, tokens: made)
-        running = requests_of(runner)
+        made = SimpleNamespace(
+            req_ids=ids, query_start_loc_np=starts, num_computed_tokens_np=computed, idx_mapping_np=np.array([2, 0])
+        )
+        states = SimpleNamespace(prompt_len=SimpleNamespace(np=prompts[[1, 2, 0]]))
+        runner = SimpleNamespace(prepare_inputs=lambda scheduled, *, tokens: made, req_states=states)
+        manager.watch(runner, "y")
         assert runner.prepare_inputs("scheduled", tokens=6) is made
-    assert list(running()) == [RunningRequest("chatcmpl-x", range(0, 5), 32), RunningRequest("y", range(5, 6), 7)]
+    router = manager._adapter_manager.router
+    running = [RunningRequest("chatcmpl-x", range(0, 5), 32), RunningRequest("y", range(5, 6), 7)]
+    assert list(router.decisions.running()) == running
+    assert router.leading.ended() == [("chatcmpl-x", 4)]
+    assert manager.led(runner) == []

@@ -17,6 +17,8 @@ from tests.tiny import make_tiny_model
 
 MAX_TOKENS = 24
 Request = tuple[list[int], int | None]
+Taken = list[Decision | None] | None
+Led = dict[str, str | None]
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +39,21 @@ def expected(reference: Reference, requests: list[Request]) -> list[Generated]:
     return [reference.answer(*request) for request in requests]
 
 
-def watched(engine: Engine, requests: Sequence[Request]) -> tuple[list[Answer], list[list[Decision | None] | None]]:
-    """All requests at once, every second one watched; a request that is not has None."""
+def watched(engine: Engine, requests: Sequence[Request]) -> tuple[list[Answer], list[Taken], Led]:
+    """All requests at once, every second one watched; one that is not has None. Last, what led at the prompts' ends."""
     first = engine.llm.request_counter.counter
     ids = [str(first + i) for i in range(len(requests))]
     for request_id in ids[::2]:
         engine.llm.collective_rpc("seta_watch", args=(request_id,))
+    engine.llm.collective_rpc("seta_led")
     answers = engine.generate([p for p, _ in requests], [g for _, g in requests], MAX_TOKENS)
+    (led,) = engine.llm.collective_rpc("seta_led")
     taken = []
     for request_id, (prompt, _), answer in zip(ids, requests, answers, strict=True):
         stop = len(prompt) + len(answer.tokens) - 1
         taken += engine.llm.collective_rpc("seta_decisions", args=(request_id, 0, stop))
     assert not engine.runner.lora_manager.decisions.is_watching
-    return answers, taken
+    return answers, taken, {request_id: task for request_id, task in led}
 
 
 def check(
@@ -57,20 +61,23 @@ def check(
     requests: Sequence[Request],
     expected: Sequence[Generated],
     answers: Sequence[Answer],
-    taken: Sequence[list[Decision | None] | None],
+    taken: Sequence[Taken],
+    led: Led,
 ) -> int:
     """How many decisions were compared. Those of cached tokens must be missing, and no others."""
+    assert set(led) == {answer.request_id for answer, request in zip(answers, requests, strict=True) if request[1]}
     compared = 0
     for index, (request, wanted, answer, found) in enumerate(zip(requests, expected, answers, taken, strict=True)):
         assert answer.tokens == wanted.tokens
-        if index % 2:
-            assert found is None
-            continue
-        assert found is not None
+        assert (found is None) == (index % 2 == 1)
         if request[1] is None:
-            assert set(map(str, found)) == {"None"}
+            assert found is None or set(map(str, found)) == {"None"}
             continue
         weights = reference.load(request[1])[1].decide(wanted.pooled)
+        at_prompt = weights[len(request[0]) - 1]
+        assert led[answer.request_id] == (TASKS[int(at_prompt.argmax())] if bool(at_prompt.any()) else None)
+        if found is None:
+            continue
         own = [[(int(row.argmax()), 1.0)] if bool(row.any()) else [] for row in weights]
         assert len(own) == len(found)
         assert found == [None] * answer.cached + own[answer.cached :]
@@ -82,13 +89,13 @@ def test_a_mixed_batch_and_the_same_from_the_prefix_cache(
     reference: Reference, requests: list[Request], expected: list[Generated]
 ) -> None:
     with open_engine(reference.model_dir, reference.bank.root, enable_prefix_caching=True) as engine:
-        answers, taken = watched(engine, requests)
-        assert check(reference, requests, expected, answers, taken) > 300
+        answers, taken, led = watched(engine, requests)
+        assert check(reference, requests, expected, answers, taken, led) > 300
         found = {str(decision) for one in taken if one is not None for decision in one}
         assert found == {"None", "[]", "[(0, 1.0)]", "[(1, 1.0)]"}, "the prompts do not reach every decision"
-        answers, taken = watched(engine, requests)
+        answers, taken, led = watched(engine, requests)
         assert sum(answer.cached > 0 for answer in answers) > len(requests) // 2
-        check(reference, requests, expected, answers, taken)
+        check(reference, requests, expected, answers, taken, led)
 
 
 def test_chunks_and_preemption(reference: Reference, requests: list[Request], expected: list[Generated]) -> None:
@@ -104,6 +111,6 @@ def test_chunks_and_preemption(reference: Reference, requests: list[Request], ex
             preempt(request, *args, **kwargs)
 
         scheduler._preempt_request = count
-        answers, taken = watched(engine, requests)
+        answers, taken, led = watched(engine, requests)
     assert preempted
-    check(reference, requests, expected, answers, taken)
+    check(reference, requests, expected, answers, taken, led)
