@@ -13,7 +13,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 InEngine = Callable[[LoRARequest | None, str], AbstractContextManager[None]]
-Watch = Callable[[LoRARequest | None], Callable[[RequestOutput], None]]
+Watch = Callable[[LoRARequest | None, str], Callable[[RequestOutput], None]]
 
 
 class CountingEngine(AsyncLLM):
@@ -24,7 +24,7 @@ class CountingEngine(AsyncLLM):
     """
 
     in_engine: InEngine = staticmethod(lambda adapter, request_id: nullcontext())
-    watch: Watch = staticmethod(lambda adapter: lambda output: None)
+    watch: Watch = staticmethod(lambda adapter, request_id: lambda output: None)
     """Called once for a request; what it returns sees each of the request's outputs."""
 
     async def collective_rpc(
@@ -56,7 +56,7 @@ class CountingEngine(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         outputs = super().generate(prompt, sampling_params, request_id, lora_request=lora_request, **options)
         with self.in_engine(lora_request, request_id):
-            see = self.watch(lora_request)
+            see = self.watch(lora_request, request_id)
             try:
                 async for output in outputs:
                     see(output)

@@ -3,7 +3,7 @@
 Every label's values are bounded by the bank and by this code, never by clients; what has left memory has no series.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -12,9 +12,10 @@ from seta_runtime.stats import ENTROPY_BUCKETS, PROBABILITY_BUCKETS
 from .activations import ORDERS, RESULTS, Activations
 from .admission import Admission
 from .generations import Generations
-from .histogram import Histogram, cumulative
-from .request_metrics import BASE, OUTCOMES, UNBOUND, GenerationLatencies, RequestMetrics
+from .histogram import Histogram, Latencies, cumulative
+from .request_metrics import BASE, OUTCOMES, UNBOUND, RequestMetrics
 from .routing_counts import Counts, GenerationCounts, HistogramCounts
+from .task_metrics import TaskMetrics
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -106,7 +107,8 @@ def request_families(requests: RequestMetrics, admission: Admission, generations
         for outcome in OUTCOMES:
             ended.add_metric([generation, outcome], requests.outcomes[generation, outcome])
     yield ended
-    yield from _latencies(requests, [*numbers, BASE])
+    yield from _latencies("seta_", _BY, {(generation,): requests.of(generation) for generation in (*numbers, BASE)})
+    yield from _task_families(requests.tasks)
     yield gauge("seta_requests_queued", "Requests that wait for their turn.", admission.queued)
     refused = CounterMetricFamily("seta_requests_refused", "Requests refused with 429.", labels=["reason"])
     for reason in ("queue_full", "key_queue_full"):
@@ -114,19 +116,31 @@ def request_families(requests: RequestMetrics, admission: Admission, generations
     yield refused
 
 
-def _latencies(requests: RequestMetrics, generations: Sequence[str]) -> Iterator[Metric]:
-    kinds: dict[tuple[str, str], Callable[[GenerationLatencies], Histogram]] = {
-        ("seta_time_to_first_token_seconds", "From a request's arrival to its first token."): lambda g: g.first_token,
-        ("seta_inter_token_latency_seconds", "Between two tokens of a request."): lambda g: g.between_tokens,
-        ("seta_request_duration_seconds", "From a request's arrival to its last byte, if it went well."): (
-            lambda g: g.duration
+def _task_families(tasks: TaskMetrics) -> Iterator[Metric]:
+    """Only what there was: a bank may have a thousand tasks."""
+    labels = [*_BY, "task"]
+    text = "Requests that the engine took and that have ended, by the task that led at the prompt's end."
+    ended = CounterMetricFamily("seta_task_requests", text, labels=[*labels, "outcome"])
+    for key, number in sorted(tasks.outcomes.items()):
+        ended.add_metric(list(key), number)
+    yield ended
+    yield from _latencies("seta_task_", labels, {key: tasks.latencies[key] for key in sorted(tasks.latencies)})
+
+
+def _latencies(prefix: str, labels: list[str], latencies: Mapping[tuple[str, ...], Latencies]) -> Iterator[Metric]:
+    kinds: dict[tuple[str, str], Callable[[Latencies], Histogram]] = {
+        ("time_to_first_token_seconds", "From a request's arrival to its first token"): lambda one: one.first_token,
+        ("inter_token_latency_seconds", "Between two tokens of a request"): lambda one: one.between_tokens,
+        ("request_duration_seconds", "From a request's arrival to its last byte, if it went well"): (
+            lambda one: one.duration
         ),
     }
+    by = ", ".join(labels)
     for (name, text), pick in kinds.items():
-        family = HistogramMetricFamily(name, text, labels=_BY)
-        for generation in generations:
-            histogram = pick(requests.of(generation))
-            family.add_metric([generation], cumulative(histogram.buckets, histogram.counts), histogram.sum)
+        family = HistogramMetricFamily(prefix + name, f"{text}; by {by}.", labels=labels)
+        for key, of_key in latencies.items():
+            histogram = pick(of_key)
+            family.add_metric(list(key), cumulative(histogram.buckets, histogram.counts), histogram.sum)
         yield family
 
 

@@ -25,9 +25,28 @@ class Histogram:
         self.counts[bisect_left(self.buckets, value)] += times
         self.sum += value * times
 
+    def add(self, other: "Histogram") -> None:
+        """All that another one of the same buckets has counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
     @property
     def total(self) -> int:
         return sum(self.counts)
+
+
+class Latencies:
+    """Seconds, of the requests of one generation, or of one generation and task."""
+
+    def __init__(self) -> None:
+        self.first_token = Histogram()
+        self.between_tokens = Histogram()
+        self.duration = Histogram()
+
+    def add(self, other: "Latencies") -> None:
+        self.first_token.add(other.first_token)
+        self.between_tokens.add(other.between_tokens)
+        self.duration.add(other.duration)
 
 
 def cumulative(buckets: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:

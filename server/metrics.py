@@ -21,7 +21,7 @@ from adapters.bank import Bank
 from .families import activation_families, gauge, generation_families, request_families, routing_families
 from .generations import Generations
 from .polled import Polled
-from .request_metrics import RequestMetrics, TokenTimer, label
+from .request_metrics import RequestMetrics, label
 from .service import Service, Serving, service_of
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def measure_bank(bank: Bank) -> Polled[int]:
 
 def watch_tokens(
     generations: Generations, requests: RequestMetrics
-) -> Callable[["LoRARequest | None"], Callable[[Any], None]]:
+) -> Callable[["LoRARequest | None", str], Callable[[Any], None]]:
     """What `CountingEngine.watch` needs to time the tokens of each request."""
-    return lambda adapter: TokenTimer(requests.of(label(generations.number_of(adapter)))).see
+    return lambda adapter, request_id: requests.timer(label(generations.number_of(adapter)), request_id).see
 
 
 class ServiceCollector(Collector):

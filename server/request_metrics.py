@@ -17,7 +17,8 @@ from typing import Any, Literal
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .histogram import Histogram
+from .histogram import Latencies
+from .task_metrics import TaskMetrics, Tracked
 
 Outcome = Literal["ok", "client_error", "refused", "error", "cancelled"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "refused", "error", "cancelled")
@@ -25,16 +26,15 @@ PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 BASE, UNBOUND = "base", "none"
 
 _ERROR_EVENT = b'data: {"error":'
-_arrived: ContextVar[float | None] = ContextVar("arrived", default=None)
+_current: ContextVar["_Request | None"] = ContextVar("request", default=None)
 
 
-class GenerationLatencies:
-    """Seconds, one set of histograms for each generation."""
+class _Request:
+    """A request that is being answered, and what the engine got of it."""
 
     def __init__(self) -> None:
-        self.first_token = Histogram()
-        self.between_tokens = Histogram()
-        self.duration = Histogram()
+        self.arrived = time.monotonic()
+        self.tracked: list[Tracked] = []
 
 
 class RequestMetrics:
@@ -42,16 +42,27 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()
-        self.latencies: dict[str, GenerationLatencies] = {}
+        self.latencies: dict[str, Latencies] = {}
+        self.tasks = TaskMetrics()
 
-    def of(self, generation: str) -> GenerationLatencies:
+    def of(self, generation: str) -> Latencies:
         found = self.latencies.get(generation)
         if found is None:
-            found = self.latencies[generation] = GenerationLatencies()
+            found = self.latencies[generation] = Latencies()
         return found
+
+    def timer(self, generation: str, request_id: str) -> "TokenTimer":
+        """For a request that goes to the engine under this id, from whatever route."""
+        request = _current.get()
+        if request is None:
+            return TokenTimer(self.of(generation))
+        tracked = self.tasks.track(request_id, generation)
+        request.tracked.append(tracked)
+        return TokenTimer(self.of(generation), tracked)
 
     def keep_only(self, generations: Collection[str]) -> None:
         """Forget those that have left memory."""
+        self.tasks.keep_only(generations)
         self.latencies = {key: value for key, value in self.latencies.items() if key in generations}
         self.outcomes = Counter({key: value for key, value in self.outcomes.items() if key[0] in generations})
 
@@ -70,8 +81,8 @@ class RequestMeter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        arrived = time.monotonic()
-        _arrived.set(arrived)  # each request is served in a context of its own
+        request = _Request()
+        _current.set(request)  # each request is served in a context of its own
         answer = _Answer(send)
         try:
             await self.app(scope, receive, answer.send)
@@ -79,9 +90,11 @@ class RequestMeter:
             answer.is_broken = True
             raise
         finally:
+            seconds = time.monotonic() - request.arrived
             self._requests.outcomes[answer.generation, answer.outcome] += 1
             if answer.outcome == "ok":
-                self._requests.of(answer.generation).duration.observe(time.monotonic() - arrived)
+                self._requests.of(answer.generation).duration.observe(seconds)
+            self._requests.tasks.ended(request.tracked, answer.outcome, seconds)
 
 
 class _Answer:
@@ -115,16 +128,19 @@ class _Answer:
 
 
 class TokenTimer:
-    """Times one request's tokens. `see` is called with each of vLLM's outputs (`RequestOutput`).
+    """Times one request's tokens, for its generation and, if it is tracked, for its task.
+
+    `see` is called with each of vLLM's outputs (`RequestOutput`).
 
     A stream brings its tokens as they come. The output of a request that is not streamed comes once, at the end, with
     the engine's own time stamps: then every gap counts as the request's mean gap.
     """
 
-    def __init__(self, latencies: GenerationLatencies) -> None:
+    def __init__(self, latencies: Latencies, tracked: Tracked | None = None) -> None:
         self._latencies = latencies
-        arrived = _arrived.get()
-        self._arrived = time.monotonic() if arrived is None else arrived
+        self._tracked = tracked
+        request = _current.get()
+        self._arrived = time.monotonic() if request is None else request.arrived
         self._last: dict[int, float] = {}
 
     def see(self, output: Any) -> None:
@@ -137,10 +153,10 @@ class TokenTimer:
 
     def _see_tokens(self, index: int, num_tokens: int, now: float) -> None:
         if not self._last:
-            self._latencies.first_token.observe(now - self._arrived)
+            self._first_token(now - self._arrived)
         last = self._last.get(index)
         if last is not None:
-            self._latencies.between_tokens.observe((now - last) / num_tokens, num_tokens)
+            self._between_tokens((now - last) / num_tokens, num_tokens)
         self._last[index] = now
 
     def _see_whole(self, output: Any) -> None:
@@ -148,8 +164,18 @@ class TokenTimer:
         if stamps is None or not stamps.num_generation_tokens:
             return
         first_token_at = stamps.arrival_time + stamps.first_token_latency - time.time() + time.monotonic()
-        self._latencies.first_token.observe(first_token_at - self._arrived)
+        self._first_token(first_token_at - self._arrived)
         num_gaps = stamps.num_generation_tokens - 1
         if num_gaps > 0:
             mean = (stamps.last_token_ts - stamps.first_token_ts) / num_gaps
-            self._latencies.between_tokens.observe(mean, num_gaps)
+            self._between_tokens(mean, num_gaps)
+
+    def _first_token(self, seconds: float) -> None:
+        self._latencies.first_token.observe(seconds)
+        if self._tracked is not None:
+            self._tracked.latencies.first_token.observe(seconds)
+
+    def _between_tokens(self, seconds: float, num_gaps: int) -> None:
+        self._latencies.between_tokens.observe(seconds, num_gaps)
+        if self._tracked is not None:
+            self._tracked.latencies.between_tokens.observe(seconds, num_gaps)

@@ -1,13 +1,17 @@
 """The replicas' counts of what the gate decided, added up, asked for when somebody wants to know."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .polled import Polled
 
-AskReplicas = Callable[[str], Awaitable[list[dict[str, Any]]]]
+AskReplicas = Callable[[str], Awaitable[list[Any]]]
 """One answer a replica (`CountingEngine.ask_replicas`)."""
+TellTasks = Callable[[list[tuple[str, str | None]], float], None]
+"""Takes the requests' leading tasks and when they were asked for (`TaskMetrics.tell`)."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,23 @@ class Counts:
 
 
 class RoutingCounts(Polled[Counts]):
-    """`seta_runtime.stats.RoutingStats` of the replicas, a second old at most unless the engine is busy or dead."""
+    """`seta_runtime.stats.RoutingStats` of the replicas, a second old at most unless the engine is busy or dead.
 
-    def __init__(self, ask: AskReplicas, min_age_seconds: float = 1.0, patience_seconds: float = 2.0) -> None:
+    What the replicas say of single requests (`seta_runtime.leading`) is asked for along with it and handed on.
+    """
+
+    def __init__(
+        self,
+        ask: AskReplicas,
+        tell: TellTasks = lambda led, asked_at: None,
+        min_age_seconds: float = 1.0,
+        patience_seconds: float = 2.0,
+    ) -> None:
         async def question() -> Counts:
-            first, *others = [_parse(replica) for replica in await ask("seta_stats")]
+            asked_at = time.monotonic()
+            stats, led = await asyncio.gather(ask("seta_stats"), ask("seta_led"))
+            tell([(request_id, task) for replica in led for request_id, task in replica], asked_at)
+            first, *others = [_parse(replica) for replica in stats]
             return sum(others, start=first)
 
         super().__init__(question, Counts(), "the engine's token counts", min_age_seconds, patience_seconds)

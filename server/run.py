@@ -149,7 +149,8 @@ class Process:
             engine.shutdown()
             raise ServeError(f"generation {plan.manifest.generation} does not load: {error}") from error
         self._terminal.say(f"  generation {generations.current} loaded in {time.monotonic() - start:.2f} s")
-        counts = RoutingCounts(engine.ask_replicas)
+        counts = RoutingCounts(engine.ask_replicas, self._service.requests.tasks.tell)
+        await counts.refresh()  # from here on the workers note which task leads
         inventory = Inventory(plan.bank, generations, operations, counts)
         uploads = Uploads(plan.bank, config.max_upload_bytes, config.client_seconds)
         administration = Administration(plan.bank, operations, inventory, uploads)

@@ -99,8 +99,8 @@ class House:
         return self.generations.current, self.bank.current(), self.generations.names[1:-1], held
 
 
-async def _counts(method: str) -> list[dict[str, Any]]:
-    return [COUNTS]
+async def _counts(method: str) -> list[Any]:
+    return [COUNTS if method == "seta_stats" else []]
 
 
 async def _size() -> int:

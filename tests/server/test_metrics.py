@@ -124,6 +124,9 @@ def test_what_has_left_memory_has_no_series(run: Any) -> None:
     async def scenario(house: House) -> tuple[Samples, Samples]:
         house.service.requests.of("4").first_token.observe(0.1)
         house.service.requests.outcomes["4", "ok"] += 1
+        tasks = house.service.requests.tasks
+        tasks.ended([tasks.track("a", "4")], "ok", 0.3)
+        tasks.tell([("a", "alpha")], 0.0)
         before = samples(house)
         await house.operations.activate(5)
         house.operations.retire(4)
@@ -135,7 +138,8 @@ def test_what_has_left_memory_has_no_series(run: Any) -> None:
     before, after = run(scenario)
     assert of_generation(before, 4) >= {"seta_requests_total", "seta_gate_entropy_nats_bucket", "seta_resident_bytes"}
     assert of_generation(after, 4) == set()
-    assert of_generation(after, 5) == of_generation(before, 4)
+    assert "seta_task_requests_total" in of_generation(before, 4)
+    assert of_generation(after, 5) == {name for name in of_generation(before, 4) if "_task_" not in name}
     assert after["seta_generations_retired_total"] == 1
 
 
@@ -216,12 +220,34 @@ def test_tokens_are_timed_under_their_generation(run: Any) -> None:
     async def scenario(house: House) -> RequestMetrics:
         requests = house.service.requests
         watch = watch_tokens(house.generations, requests)
-        watch(house.generations.residents[4].adapter)(output({0: 1}))
-        watch(None)(output({0: 1}))
+        watch(house.generations.residents[4].adapter, "a")(output({0: 1}))
+        watch(None, "b")(output({0: 1}))
         return requests
 
     requests = run(scenario)
     assert {name: one.first_token.total for name, one in requests.latencies.items()} == {"4": 1, "base": 1}
+
+
+def test_requests_and_latency_by_leading_task(run: Any) -> None:
+    async def scenario(house: House) -> tuple[Samples, Samples]:
+        tasks = house.service.requests.tasks
+        for number, model in (("4", "alpha"), ("base", "plain")):
+            request = [tasks.track(model, number)]
+            request[0].latencies.first_token.observe(0.1)
+            tasks.ended(request, "ok", 0.3)
+        before = samples(house)
+        tasks.tell([("alpha", "alpha")], 0.0)
+        return before, samples(house)
+
+    before, after = run(scenario)
+    assert [key for key in before if key.startswith("seta_task_requests_total")] == [
+        'seta_task_requests_total{generation="base",outcome="ok",task="base"}'
+    ]
+    assert after['seta_task_requests_total{generation="4",outcome="ok",task="alpha"}'] == 1
+    assert after['seta_task_time_to_first_token_seconds_sum{generation="4",task="alpha"}'] == 0.1
+    assert after['seta_task_inter_token_latency_seconds_count{generation="4",task="alpha"}'] == 0
+    assert after['seta_task_request_duration_seconds_bucket{generation="4",le="0.25",task="alpha"}'] == 0
+    assert after['seta_task_request_duration_seconds_bucket{generation="4",le="0.4",task="alpha"}'] == 1
 
 
 def test_the_banks_size(bank: Bank) -> None:

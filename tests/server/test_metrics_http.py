@@ -29,7 +29,7 @@ def serving(http: httpx.Client) -> int:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", [NAME, f"{NAME}-base"])
 def test_a_request_is_counted_and_timed_once(http: httpx.Client, serving: int, model: str, stream: bool) -> None:
-    label = str(serving) if model == NAME else "base"
+    label, task = (str(serving), "smart_home") if model == NAME else ("base", "base")
     body = {"model": model, "messages": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": stream}
     before = scrape(http)
     start = time.monotonic()
@@ -45,6 +45,10 @@ def test_a_request_is_counted_and_timed_once(http: httpx.Client, serving: int, m
     for name, count in (("time_to_first_token", 1), ("inter_token_latency", NUM_TOKENS - 1), ("request_duration", 1)):
         assert change(f'seta_{name}_seconds_count{{generation="{label}"}}') == count
         sums[name] = change(f'seta_{name}_seconds_sum{{generation="{label}"}}')
+        by_task = f'seta_task_{name}_seconds_count{{generation="{label}",task="{task}"}}'
+        assert after[by_task] - before.get(by_task, 0) == count
+    ended = f'seta_task_requests_total{{generation="{label}",outcome="ok",task="{task}"}}'
+    assert after[ended] - before.get(ended, 0) == 1
     assert min(sums.values()) > 0
     assert sums["time_to_first_token"] + sums["inter_token_latency"] <= sums["request_duration"] + 0.05
     assert sums["request_duration"] <= seconds

@@ -16,7 +16,9 @@ class Workers:
         self._answer = answer
         self._seconds = seconds
 
-    async def __call__(self, method: str) -> list[dict[str, Any]]:
+    async def __call__(self, method: str) -> list[Any]:
+        if method == "seta_led":
+            return [[]] * self._num_replicas
         assert method == "seta_stats"
         self.num_asked += 1
         await asyncio.sleep(self._seconds)
@@ -29,8 +31,8 @@ def test_replicas_are_added_up() -> None:
     """One that has not got a generation yet, or no token of an expert, leaves the other's counts as they are."""
     other = COUNTS | {"tokens_by_expert": {"new": 5}, "base_tokens": 1, "routed_tokens": 5, "generations": []}
 
-    async def replicas(method: str) -> list[dict[str, Any]]:
-        return [COUNTS, COUNTS, other]
+    async def replicas(method: str) -> list[Any]:
+        return [COUNTS, COUNTS, other] if method == "seta_stats" else [[], [], []]
 
     counts = RoutingCounts(replicas)
     asyncio.run(counts.refresh())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.request_metrics import GenerationLatencies, RequestMeter, RequestMetrics, TokenTimer
+from server.histogram import Latencies
+from server.request_metrics import RequestMeter, RequestMetrics, TokenTimer
 
 CHAT = "/v1/chat/completions"
 
@@ -89,7 +90,7 @@ class TestTokenTimer:
         return at
 
     def test_a_stream(self, now: list[float]) -> None:
-        latencies = GenerationLatencies()
+        latencies = Latencies()
         timer = TokenTimer(latencies)
         for seconds, num_tokens in [(0.5, 1), (0.25, 1), (0.5, 0), (0.5, 2)]:
             now[0] += seconds
@@ -100,7 +101,7 @@ class TestTokenTimer:
         assert (latencies.between_tokens.total, latencies.between_tokens.sum) == (3, 0.25 + 2 * 0.5)
 
     def test_several_answers_side_by_side(self, now: list[float]) -> None:
-        latencies = GenerationLatencies()
+        latencies = Latencies()
         timer = TokenTimer(latencies)
         for index in (0, 1, 0, 1):
             now[0] += 1
@@ -110,7 +111,7 @@ class TestTokenTimer:
 
     def test_an_answer_in_one_piece(self, now: list[float]) -> None:
         """vLLM stamps arrival in Unix time and tokens in the engine's own monotonic time."""
-        latencies = GenerationLatencies()
+        latencies = Latencies()
         timer = TokenTimer(latencies)
         stamps = SimpleNamespace(
             num_generation_tokens=5,
@@ -125,7 +126,7 @@ class TestTokenTimer:
         assert (latencies.between_tokens.total, latencies.between_tokens.sum) == (4, 2.0)
 
     def test_the_wait_before_the_engine_counts(self, now: list[float]) -> None:
-        latencies = GenerationLatencies()
+        latencies = Latencies()
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             now[0] += 3  # queued
@@ -141,7 +142,7 @@ class TestTokenTimer:
 
 def test_timing_a_token_costs_microseconds() -> None:
     """No time is asserted here; docs/log.md has the measurement. Many tokens leave nothing behind but counts."""
-    latencies = GenerationLatencies()
+    latencies = Latencies()
     timer = TokenTimer(latencies)
     one = output({0: 1})
     start = time.monotonic()
