@@ -37,6 +37,7 @@ RUN_BY = {
     "python -m adapters.benchmark": _GRID,
     "python -m adapters.benchmark speed": "tests/chaos/test_speed_figure.py::speed",
     "python -m adapters.demo.build": "tests/conftest.py::demo_tests",
+    "python -m seta_runtime.bench.counting": "tests/seta_runtime/bench/test_counting.py::test_the_command",
     "python -m seta_runtime.bench.scale": "tests/seta_runtime/bench/test_scale.py::test_the_command",
     "curl /v1/route": "tests/server/test_explain_http.py::test_it_is_the_decision_that_an_answer_begins_with",
     "promtool test": _PROMTOOL,
