@@ -43,7 +43,7 @@ function options(width, series, format, now, most) {
   return {
     width, height: HEIGHT, padding: [8, 30, 0, 0],
     cursor: { drag: { x: false, y: false }, points: { size: 7 } },
-    scales: { y: { range: (_, low, high) => [0, most ?? Math.max(high * 1.12, 1e-3)] } },
+    scales: { y: { range: (_, low, high) => [0, most ?? (high > 0 ? high * 1.12 : 1)] } },
     axes: [{ ...axis, size: 30, space: 90, values: "{HH}:{mm}:{ss}" }, { ...axis, size: 64, values: (_, ticks) => ticks.map(format) }],
     series: [
       { label: "time", value: "{HH}:{mm}:{ss}" },
@@ -60,14 +60,19 @@ function drawMarks(chart, marks) {
   ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textAlign = "left";
   ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
+  let row = 0;
+  let free = -Infinity; // where the last label ends: one that begins before goes a row down
   for (const { at, generation } of marks) {
     const x = chart.valToPos(at, "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    const label = `→ ${generation}`;
+    row = x < free ? (row + 1) % 3 : 0;
+    free = x + ctx.measureText(label).width + 8 * devicePixelRatio;
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
-    ctx.fillText(`→ ${generation}`, x + 4 * devicePixelRatio, bbox.top + 12 * devicePixelRatio);
+    ctx.fillText(label, x + 4 * devicePixelRatio, bbox.top + (12 + 14 * row) * devicePixelRatio);
   }
   ctx.restore();
 }

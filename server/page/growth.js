@@ -9,7 +9,7 @@ export function Growth({ generations, serving }) {
   return html`
     <section>
       <h2>Growth over generations</h2>
-      <p class="soft">Size of the experts of each generation; they share files, so the bank on disk is smaller than the sum.
+      <p class="soft">Size of the experts of each generation; they share files, so the bank on disk is smaller than the sum. Above: mean accuracy.
         ${generations.length > MOST && ` The last ${MOST} of ${generations.length}.`}</p>
       <div class="legend-line"><span class="swatch unique" /> unique experts <span class="swatch shared" /> shared experts
         <span class="swatch serving" /> in service</div>

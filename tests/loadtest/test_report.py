@@ -124,6 +124,7 @@ def test_the_page_shows_numbers_and_charts() -> None:
 
 def test_activations_are_marked_in_the_timeline() -> None:
     text = html(hot_add())
+    assert '<p class="soft">The stage hot-add:</p>' in text and "The stage" not in html(make_report(make_stage()))
     assert text.count("→ 4</text>") == 4 and text.count("← 3 failed</text>") == 4
     assert "http 409: mismatch" in text
     assert "generation 3" in text and "generation 4" in text
