@@ -8,7 +8,9 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 OURS = ("seta", "make", "python", "python3", ".venv/bin/python")
-OTHERS = ("curl", "pip", "cd", "promtool", *(f"build/clients/bin/{name}" for name in ("pip", "lm_eval", "inspect")))
+SHELL = ("cd", "chmod", "export", "for", "mkdir")
+CLIENTS = tuple(f"build/clients/bin/{name}" for name in ("pip", "lm_eval", "inspect"))
+OTHERS = (*SHELL, *CLIENTS, "curl", "docker", "kubectl", "openssl", "pip", "promtool", "ray")
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
@@ -37,7 +39,7 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def block_lines(name: str, text: str) -> Iterator[Code]:
-    """Every line of the fenced and the indented code blocks; a line that ends with a backslash takes the next along."""
+    """Every line of the fenced and the indented code blocks; one that goes on, or a loop, takes the next along."""
     fence: str | None = None
     begun = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -47,6 +49,9 @@ def block_lines(name: str, text: str) -> Iterator[Code]:
             begun += line.strip()
             if begun.endswith("\\"):
                 begun = begun[:-1] + " "
+                continue
+            if begun.startswith("for ") and not line.strip().startswith("done"):
+                begun += "\n"
                 continue
             yield Code(f"{name}:{number}", begun, fence or "")
             begun = ""
@@ -71,6 +76,9 @@ def commands(code: Code) -> Iterator[Command]:
     """The commands of a line; none if it does not begin with a program that we know."""
     first = code.text.split(" ", 1)[0]
     if first not in OURS + OTHERS and not ASSIGNMENT.match(first):
+        return
+    if first == "for":  # a loop is one command
+        yield Command(code.where, tuple(code.text.partition(";")[0].split()))
         return
     reader = shlex.shlex(code.text, posix=True, punctuation_chars="&|;")
     reader.whitespace_split, reader.commenters = True, "#"

@@ -3,6 +3,7 @@
 _GENERATIONS = "tests/server/test_generations_cli.py::test_ship_and_take_back"
 _PROMTOOL = "tests/deploy/test_prometheus_rules.py::test_alerts_fire_when_they_should_and_not_when_they_should_not"
 _GRID = "tests/adapters/benchmark/test_grid.py::test_a_grid_is_widened_and_nothing_is_run_twice"
+_SECRETS = "tests/deploy/test_deployment_docs.py::test_the_secrets_are_made_as_shown"
 _BANK = "tests/adapters/bank/test_cli.py::test_use_gc_export_import"
 
 RUN_BY = {
@@ -45,6 +46,13 @@ RUN_BY = {
     "build/clients/bin/pip install": "tests/clients/test_evaluation.py::tools",
     "build/clients/bin/lm_eval run": "tests/clients/test_evaluation.py::test_lm_eval",
     "build/clients/bin/inspect eval": "tests/clients/test_evaluation.py::test_inspect",
+    "pip install ray[serve]==2.60.0": "tests/chaos/test_ray.py::python",
+    "mkdir -m": _SECRETS,
+    "openssl rand": _SECRETS,
+    "chmod 644": _SECRETS,
+    "for rules in": "tests/deploy/test_deployment_docs.py::test_the_loop_over_rules_makes_prometheus_rules",
+    "docker compose config": "tests/chaos/test_manifests.py::test_compose_reads_its_files",
+    "kubectl kustomize": "tests/chaos/test_manifests.py::test_kustomize_builds_it",
     "make demo": "tests/deploy/test_demo.py::test_a_signal_ends_everything",
 }
 """Command → file and function. A command with an option named here is another one than without."""
@@ -60,7 +68,13 @@ NOT_RUN = {
     "pip install": "CI installs from requirements/cpu.lock, which tests/test_packaging.py compares with the extras",
     "cd deploy/prometheus": "goes before promtool",
     "cd deploy/ray": "goes before Ray's command",
-    "serve run": "Ray's command; tests/deploy/test_ray.py has what it is given, tests/chaos/test_ray.py runs it",
+    "serve run": "Ray's command; tests/chaos/test_ray.py runs the application that it is given, through Ray's API",
+    "ray start": "Ray's command, for machines with fewer processors than Ray counts",
+    "docker build": "needs a container engine; tests/chaos/test_image.py carries the steps out",
+    "docker compose": "needs a container engine; tests/deploy/test_compose.py compares the file with the code",
+    "chmod -R": "the image's user must read what it is given, another user than the tests'",
+    "export": "goes before docker compose",
+    "kubectl": "needs a cluster; tests/deploy/test_kubernetes.py compares the manifests with the code",
     "python -m deploy.vendor": "asks the npm registry; tests/server/test_console.py compares the files' digests",
     "python -m tests.console.screenshots": "takes pictures for docs/, of a running server",
     "python -m seta_runtime.bench": "engines for half an hour; tests/seta_runtime/bench covers their parts",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from urllib.parse import urlsplit
 
 import pytest
@@ -135,6 +136,21 @@ def test_what_is_left_out_or_said_beside_is_no_drift(line: str) -> None:
 )
 def test_a_mention_that_drifted_is_found(text: str) -> None:
     assert drifts(Code("here", text), set(options_of(root_of_seta())))
+
+
+def test_no_program_is_overlooked() -> None:
+    """A line that begins with a program of this machine, in a block that is neither Python nor JSON, is a command."""
+    lines = [line for name, text in DOCUMENTS.items() for line in block_lines(name, text)]
+    plain = [line for line in lines if line.text and line.language not in ("python", "json")]
+    unseen = [line for line in plain if not any(commands(line))]
+    assert len(plain) - len(unseen) > 60
+    assert not [f"{line.where} {line.text}" for line in unseen if shutil.which(line.text.split()[0])]
+
+
+def test_a_loop_is_one_command() -> None:
+    text = "    for one in a b; do\n      echo $one\n    done | cat\n    make demo\n"
+    found = [one.words for line in block_lines("x", text) for one in commands(line)]
+    assert found == [("for", "one", "in", "a", "b"), ("make", "demo")]
 
 
 def test_a_command_goes_on_after_a_backslash() -> None:
