@@ -1,25 +1,34 @@
 """The steps of the Dockerfile's CPU target in a clean folder: no container engine is needed, pip's index is.
 
 What is different from a real build: the machine's Python instead of the image's, no apt, and torch's CPU build comes
-from where pip is set up to look if PyTorch's index cannot be reached. What was installed must then start by itself.
+from where pip is set up to look if PyTorch's index cannot be reached. The server then runs as a container would let it:
+as an ordinary user without capabilities, with everything read-only but its home, which holds its temporary files, too,
+and a /dev/shm as large as compose.yml makes it. This needs root, to become that user.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.deploy.dockerfile import REPO, Stage, context, stages
+from tests.server.process import free_port, status_of
 
 STAGES = stages()
+USER = 10001
+READY_SECONDS = 600.0
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+FOOD = "Which food group does this description belong to?\nChicken breast tenders, breaded, uncooked"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +91,19 @@ def environment(local: Path) -> dict[str, str]:
     return kept | faster | {"PATH": path, "HOME": home, "TMPDIR": home, "PYTHONUNBUFFERED": "1"}
 
 
+def confined(local: Path, *command: str) -> list[str]:
+    """The command as user 10001 in a mount namespace of its own, with /dev/shm as large as compose.yml makes it."""
+    home = local.parent / "home"
+    mounts = (
+        "mount --make-rprivate / && mount -o bind,remount,ro / "
+        f"&& mount -t tmpfs -o uid={USER},size=256m tmpfs {home} "
+        "&& mount -t tmpfs -o size=1g tmpfs /dev/shm"
+    )
+    become = f"setpriv --reuid {USER} --regid {USER} --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs"
+    script = f'{mounts} && cd {home} && exec {become} "$@"'
+    return ["unshare", "--mount", "sh", "-ec", script, "confined", *command]
+
+
 def test_pip_is_content(installed: Path) -> None:
     """Nothing is missing but the three that the lock leaves out on purpose (deploy/lock.py).
 
@@ -98,3 +120,58 @@ def test_the_entry_point_has_help(installed: Path, place: Path) -> None:
     words = STAGES["cpu"].words("ENTRYPOINT")
     done = subprocess.run([*words, "--help"], cwd=place, env=environment(installed), capture_output=True, text=True)
     assert done.returncode == 0 and "--api-keys-file" in done.stdout, done.stderr
+
+
+def test_the_server_runs_as_the_image_lets_it(installed: Path, place: Path, model_dir: Path, demo_bank: Path) -> None:
+    if os.geteuid() != 0 or not is_open(Path(interpreter()).resolve()):
+        pytest.skip("only root can become the image's user, and that user has to have a Python to start")
+    model, bank = shutil.copytree(model_dir, place / "model"), shutil.copytree(demo_bank, place / "bank")
+    subprocess.run(["chmod", "-R", "a+rX", str(model), str(bank)], check=True)  # as docs/deployment.md asks for
+    port, log = free_port(), place / "log"
+    words = STAGES["cpu"].words("ENTRYPOINT") + STAGES["cpu"].words("CMD")
+    swap = {"0.0.0.0": "127.0.0.1", "8000": str(port), "/model": str(model), "/bank": str(bank)}
+    command = [swap.get(word, word) for word in words] + ["--max-model-len", "1024", "--kv-cache-gib", "0.5"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            confined(installed, *command), env=environment(installed), stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while status_of(f"http://127.0.0.1:{port}/ready") != 200:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        check_confinement(server.pid)
+        check_answer(port)
+        health = [word.replace(":8000", f":{port}") for word in STAGES["cpu"].health_command]
+        assert subprocess.run(confined(installed, *health), env=environment(installed)).returncode == 0
+        server.send_signal(signal.Signals[STAGES["cpu"].last("STOPSIGNAL")])
+        assert server.wait(60) == 0, log.read_text()
+        assert subprocess.run(confined(installed, *health), env=environment(installed)).returncode != 0
+    finally:
+        end(server)
+
+
+def check_confinement(pid: int) -> None:
+    """The server and all that it started: the image's user, no capability, nothing to gain one by."""
+    server = psutil.Process(pid)
+    for process in (server, *server.children(recursive=True)):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines)
+        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(USER)}, process
+        assert {int(status[name], 16) for name in ("CapEff", "CapBnd")} == {0} and status["NoNewPrivs"] == "1", process
+
+
+def check_answer(port: int) -> None:
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": FOOD}], "max_tokens": 8, "temperature": 0}
+    answer = httpx.post(url, json=body | {"seta": {"explain": True}}, timeout=120).raise_for_status()
+    assert answer.headers["x-seta-generation"] == "4"
+    assert [task["name"] for task in answer.json()["seta"]["tasks"]] == ["foods"]
+
+
+def end(server: "subprocess.Popen[bytes]") -> None:
+    """Whatever became of it, no process of it is left."""
+    if server.poll() is None:
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            process.kill()
+    server.wait()
