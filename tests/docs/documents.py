@@ -8,7 +8,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 OURS = ("seta", "make", "python", "python3", ".venv/bin/python")
-SHELL = ("cd", "chmod", "export", "for", "mkdir")
+SHELL = ("cd", "chmod", "cp", "export", "for", "mkdir")
 CLIENTS = tuple(f"build/clients/bin/{name}" for name in ("pip", "lm_eval", "inspect"))
 OTHERS = (*SHELL, *CLIENTS, "curl", "docker", "kubectl", "openssl", "pip", "promtool", "ray")
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
