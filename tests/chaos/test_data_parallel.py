@@ -90,6 +90,9 @@ def test_two_replicas_answer_and_count_as_one(one: ServerProcess, two: ServerPro
     assert len(finished) == 2 and min(finished.values()) > 0, "both replicas had requests"
     for name in ("seta_tokens_total", "seta_routed_tokens_total", "seta_base_tokens_total"):
         assert sum(metric(two, name).values()) == sum(metric(one, name).values()) > 0, name
+    by_task = metric(two, "seta_task_requests_total")
+    assert by_task == metric(one, "seta_task_requests_total") and sum(by_task.values()) == len(PROMPTS)
+    assert len(by_task) > 1 and not any('task="none"' in labels for labels in by_task)
 
 
 def test_an_activation_reaches_both_or_neither(two: ServerProcess, faults: Path) -> None:

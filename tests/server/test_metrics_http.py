@@ -55,9 +55,13 @@ def test_a_request_is_counted_and_timed_once(http: httpx.Client, serving: int, m
 
 
 def test_the_gates_decisions(http: httpx.Client, serving: int) -> None:
+    """Of two answers to one prompt, which the engine runs as two requests under names of its own."""
     before = scrape(http)
-    http.post("/v1/chat/completions", json={"messages": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True})
+    body = {"messages": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True, "n": 2, "temperature": 1}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
     after = scrape(http)
+    ended = f'seta_task_requests_total{{generation="{serving}",outcome="ok",task="smart_home"}}'
+    assert after[ended] - before.get(ended, 0) == 1
 
     def change(name: str) -> float:
         picked = re.compile(rf'{name}{{generation="{serving}"[^}}]*}}')
