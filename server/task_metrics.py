@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BASE, UNKNOWN = "base", "none"
 """Instead of a task: the base model began the answer; the gate was not asked, or nobody asked the worker in time."""
 MAX_ENDED = 1 << 13
-"""Ended requests that are kept for their task; about a KiB each. Past that the oldest counts as unknown."""
+"""Ended requests that are kept for their task; 1.3 KiB each. Past that the oldest counts as unknown."""
 
 
 class Tracked:
