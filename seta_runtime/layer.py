@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seta_runtime.ops import fused
 from seta_runtime.ops.cpu import Together, add_routed, add_together
 from seta_runtime.ops.experts import ProjectionExperts
-from seta_runtime.ops.few_rows import add_few_rows
+from seta_runtime.ops.paired import PairedExperts, TaskRows, product
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -57,7 +57,7 @@ class RoutedProjection(WrappedProjection):
         super().__init__(base, slices)
         self.state = state
         self.ranks = ranks
-        add_few_rows()  # what has to be compiled is compiled before the first request
+        product()  # what has to be compiled is compiled before the first request
 
     def forward(self, x: Tensor) -> Any:
         result = self.base(x)
@@ -75,10 +75,15 @@ class RoutedProjection(WrappedProjection):
         return result
 
     def _add(self, y: Tensor, x: Tensor, part: OutputSlice, groups: list[RoutedGroup]) -> None:
-        done: Together | None = None
+        done: Together | TaskRows | None = None
         for group in groups:
             experts = group.generation.projections.get((part.layer, part.target))
             if experts is None:
+                continue
+            if isinstance(experts, PairedExperts):
+                if group.by_task is not None and group.by_task is not done:
+                    experts.add(y, x, group.by_task)
+                done = group.by_task
                 continue
             assert isinstance(experts, ProjectionExperts)
             if group.together is not None and experts.deltas is not None:

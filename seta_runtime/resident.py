@@ -26,8 +26,11 @@ from adapters.gate import load_gate
 from seta_runtime.ops import fused
 from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
+from seta_runtime.ops.paired import PairedExperts
 from seta_runtime.ranks import ALONE, Part, Ranks
 
+PackedExperts = PairedExperts | ProjectionExperts | fused.RankBlocks
+"""One projection's experts: for a CPU's compiled product, for torch, for a GPU."""
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 
 
@@ -45,7 +48,7 @@ class ResidentGeneration:
     experts: tuple[str, ...]
     membership: Tensor
     gate: Gate
-    projections: dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]
+    projections: dict[tuple[int, str], PackedExperts]
 
     @property
     def experts_of_task(self) -> list[list[str]]:
@@ -151,7 +154,7 @@ def _pack_all(
     device: torch.device,
     ranks: Ranks,
     with_mixtures: bool,
-) -> dict[tuple[int, str], ProjectionExperts | fused.RankBlocks]:
+) -> dict[tuple[int, str], PackedExperts]:
     blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
     parts: dict[str, Part] = {target: ranks.part(manifest.base, target) for target in manifest.targets}
     for index, info in enumerate(manifest.experts):

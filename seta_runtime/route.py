@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from seta_runtime.decisions import Decisions
 from seta_runtime.leading import LeadingTasks
 from seta_runtime.ops.cpu import Mixture, Together
-from seta_runtime.ops.few_rows import add_few_rows
+from seta_runtime.ops.paired import TaskRows, product
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -146,15 +146,17 @@ class Router(nn.Module):
             return
         chosen = torch.where(weights.any(-1), weights.argmax(-1), -1)
         counts = counted(chosen)
-        is_cheaper = hidden.dtype == torch.bfloat16 and add_few_rows() is None
-        together = self._together(rows, chosen, counts) if is_cheaper else None
+        groups: list[tuple[int, Tensor | None]] = []
         for task, count in sorted(counts.items()):
             if task < 0:
                 continue
             everyone = rows is None and count == len(hidden)
             local = None if everyone else (chosen == task).nonzero().flatten()
-            mine = local if rows is None or local is None else rows[local]
-            self.state.groups.append(RoutedGroup(generation, mine, task, None, together))
+            groups.append((task, local if rows is None or local is None else rows[local]))
+        is_short = hidden.dtype == torch.bfloat16
+        by_task = TaskRows.of(groups, len(hidden)) if is_short and product() is not None else None
+        together = self._together(rows, chosen, counts) if is_short and by_task is None else None
+        self.state.groups += [RoutedGroup(generation, mine, task, None, together, by_task) for task, mine in groups]
 
     def _together(self, rows: Tensor | None, chosen: Tensor, counts: dict[int, int]) -> Together | None:
         """The rows that have a task, in one group; `chosen [n]`: each row's, -1 for the base model."""

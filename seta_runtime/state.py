@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ops.fused import FusedStep
+from seta_runtime.ops.paired import TaskRows, neighbours
 from seta_runtime.resident import ResidentGeneration
 
 
@@ -20,7 +21,8 @@ class RoutedGroup:
     `rows [n]` int64, ascending, are their positions in the step's batch, None when they are all of it. `task` is set
     when one task has the whole weight (top-1 routing), and then `mixture` is None; otherwise `mixture` holds every
     expert's gate. `together` is the same one in all groups of a generation whose tokens are few: it stands for all of
-    them where a projection has its tasks' deltas in one piece.
+    them where a projection has its tasks' deltas in one piece. `by_task`, too, is the same one in all of a generation's
+    groups, and stands for them where a projection is multiplied by the compiled product.
     """
 
     generation: ResidentGeneration
@@ -28,14 +30,13 @@ class RoutedGroup:
     task: int | None
     mixture: Mixture | None
     together: Together | None = None
+    by_task: TaskRows | None = None
 
     @cached_property
     def span(self) -> slice | None:
-        """The rows as a slice where they lie side by side, as a prompt's do: nothing needs picking or adding back."""
-        if self.rows is None or not len(self.rows):
-            return None
-        first, stop = int(self.rows[0]), int(self.rows[-1]) + 1
-        return slice(first, stop) if stop - first == len(self.rows) else None
+        """The rows as a slice where they lie side by side: nothing needs picking or adding back."""
+        found = None if self.rows is None else neighbours(self.rows)
+        return None if found is None else slice(found.start, found.stop)
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The routed update for a step whose tokens the router has grouped: a few products, nothing per token."""
+"""The routed update by torch, for a step whose tokens the router has grouped: a few products, nothing per token.
+
+Where the compiled product is there (`paired.py`), it takes the place of all but the mixtures.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seta_runtime.ops import few_rows
 from seta_runtime.ops.experts import ProjectionExperts
 
 
@@ -30,8 +32,7 @@ class Mixture:
 TOGETHER_TOKENS = 64
 TOGETHER_TASKS = 8
 """So few tokens of so few neighbouring tasks are multiplied with all their deltas in one call: products that nobody
-needs cost less than a product, a gather and a scatter for each task (`docs/performance.md`). Where the compiled product
-of a few rows is there (`few_rows`), task by task costs less still."""
+needs cost less than a product, a gather and a scatter for each task (`docs/performance.md`)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def add_routed(
     """
     delta = None if task is None else experts.task_delta[task]
     if delta is not None:
-        _add_dense(y, x, delta, rows)
+        _add_dense(y, x if rows is None else x.index_select(0, rows), delta, rows)
         return
     picked = x if rows is None else x.index_select(0, rows)
     for update in _updates(picked, y.shape[1], experts, task, mixture):
@@ -91,16 +92,6 @@ def add_routed(
 
 
 def _add_dense(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None:
-    """`y[rows] += x[rows] deltaᵀ`."""
-    num_rows = len(x) if rows is None else len(rows)
-    compiled = few_rows.add_few_rows() if few_rows.fits(y, x, delta, num_rows) else None
-    if compiled is not None:
-        compiled(y, x, delta, rows)
-    else:
-        _add_by_torch(y, x if rows is None else x.index_select(0, rows), delta, rows)
-
-
-def _add_by_torch(y: Tensor, x: Tensor, delta: Tensor, rows: Tensor | None) -> None:
     """`y[rows] += x deltaᵀ`. For one token oneDNN's call costs more than the product, so torch's own kernel does it."""
     mkldnn: Any = torch.backends.mkldnn
     was_enabled = mkldnn.enabled

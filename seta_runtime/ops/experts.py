@@ -1,4 +1,7 @@
-"""One projection's experts in memory, in the forms that the operations read."""
+"""One projection's experts in memory, in the forms that the operations read.
+
+For the compiled product that is `paired.PairedExperts`; here is what torch reads.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seta_runtime.ops.blocks import SparseBlocks, StackedBlocks
+from seta_runtime.ops.paired import PairedExperts, can_pair, pair
 
 DENSE_RATIO_LIMIT = 4.0
 DENSE_VALUES_LIMIT = 1 << 19
@@ -53,13 +57,26 @@ def pack(
     dtype: torch.dtype,
     device: torch.device,
     with_mixtures: bool = True,
-) -> ProjectionExperts:
-    """The experts of one projection; `experts[e]` is None where expert e has no block here.
+) -> ProjectionExperts | PairedExperts:
+    """The experts of one projection, in the form that is the fastest here; `experts[e]` is None where e has no block.
 
     `members[t]`: task t's experts. Without mixtures (top-1 routing) a task is all that a step reads.
     """
     present = {index: expert for index, expert in enumerate(experts) if expert is not None}
     members = [[e for e in mine if e in present] for mine in members]
+    if not with_mixtures and device.type == "cpu" and can_pair(list(present.values()), dtype):
+        return pair(list(present.items()), members)
+    return _pack_for_torch(present, members, shape, dtype, device, with_mixtures)
+
+
+def _pack_for_torch(
+    present: dict[int, SparseBlocks],
+    members: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    with_mixtures: bool,
+) -> ProjectionExperts:
     deltas = [_merged([present[e] for e in mine], shape) for mine in members]
     in_blocks = {e for mine, delta in zip(members, deltas, strict=True) if delta is None for e in mine}
     kept = set(present) if with_mixtures else in_blocks

@@ -13,6 +13,7 @@ from seta_runtime import layer
 from seta_runtime.layer import OutputSlice, RoutedProjection
 from seta_runtime.ops.cpu import Together
 from seta_runtime.ops.experts import ProjectionExperts, pack
+from seta_runtime.ops.paired import PairedExperts, TaskRows, product
 from seta_runtime.state import RoutedGroup, StepState
 from tests.seta_runtime.random_experts import CPU, random_experts, random_gate, random_generation
 
@@ -57,6 +58,36 @@ def test_tasks_together_and_task_by_task_are_the_same(counts: list[int], monkeyp
     torch.testing.assert_close(forward(projections, x, is_together=True), one_by_one, rtol=0, atol=1e-5)
     assert len(calls) == (2 if all(counts) else 0), "once a generation, where every task has its delta"
     assert torch.equal(one_by_one[2], nn.functional.linear(x, torch.ones(SHAPE))[2]), "the base model's token"
+
+
+@pytest.mark.skipif(product() is None, reason="the processor or the compiler is missing")
+def test_the_compiled_product_is_called_once_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (64, 96)
+    experts = random_experts(shape, [4, 6, 3], [8, 16, 8], 32)
+    packed = pack(experts, [[0], [1], [0, 2]], shape, torch.bfloat16, CPU, with_mixtures=False)
+    state, calls = StepState([]), []
+    for number, task_of in enumerate((TASKS, torch.tensor([-1] * 6 + [2, 1, 0]))):
+        projections = {(0, "v_proj"): packed}
+        generation = replace(random_generation(number, random_gate(8, 4, 3), torch.eye(3)), projections=projections)
+        groups = [(task, (task_of == task).nonzero().flatten()) for task in range(3)]
+        by_task = TaskRows.of(groups, 9)
+        state.groups += [RoutedGroup(generation, rows, task, None, by_task=by_task) for task, rows in groups]
+    original = PairedExperts.add
+
+    def counting(self: PairedExperts, y: Tensor, x: Tensor, tokens: TaskRows) -> None:
+        calls.append(tokens)
+        original(self, y, x, tokens)
+
+    monkeypatch.setattr(PairedExperts, "add", counting)
+    base, x = nn.Linear(shape[1], shape[0], bias=False).bfloat16(), torch.randn(9, shape[1]).bfloat16()
+    got, expected = RoutedProjection(base, state, [OutputSlice(0, "v_proj", 0, shape[0])])(x), base(x).float()
+    for token, task in enumerate([1, 0, -1, 2, 0, 2, 2, 1, 0]):
+        for expert in [] if task < 0 else [[0], [1], [0, 2]][task]:
+            mine = experts[expert]
+            assert mine is not None
+            expected[token] += mine.dense(shape) @ x[token].float()
+    torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.05)
+    assert torch.equal(got[2], base(x)[2]) and len(calls) == 2
 
 
 @pytest.mark.parametrize("rows", [[2, 3, 4, 5], [0], [8], [1, 2, 4], [0, 8]])

@@ -133,7 +133,7 @@ def test_few_tokens_of_several_tasks_are_one_group_too(monkeypatch: pytest.Monke
     router = make_router(generation)
     rows, task_of = torch.tensor([1, 2, 4, 7, 9]), torch.tensor([2, 0, -1, 1, 2])
     weights = torch.nn.functional.one_hot(task_of.clamp(min=0), 3).float() * (task_of >= 0).unsqueeze(-1)
-    monkeypatch.setattr(route_module, "add_few_rows", lambda: None)
+    monkeypatch.setattr(route_module, "product", lambda: None)
     router._add_groups(generation, rows, weights, torch.zeros(12, 8, dtype=torch.bfloat16))
     groups = router.state.groups
     assert [group.task for group in groups] == [0, 1, 2]
@@ -149,9 +149,12 @@ def test_where_that_is_slower_they_are_not(
 ) -> None:
     generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
     router = make_router(generation)
-    monkeypatch.setattr(route_module, "add_few_rows", lambda: print if is_compiled else None)
+    monkeypatch.setattr(route_module, "product", lambda: print if is_compiled else None)
     router._add_groups(generation, None, torch.eye(3), torch.zeros(3, 8, dtype=dtype))
-    assert [(group.task, group.together) for group in router.state.groups] == [(0, None), (1, None), (2, None)]
+    groups = router.state.groups
+    assert [(group.task, group.together) for group in groups] == [(0, None), (1, None), (2, None)]
+    assert {group.by_task is not None for group in groups} == {is_compiled}
+    assert len({id(group.by_task) for group in groups}) == 1, "one call does them all"
 
 
 def test_groups_of_the_last_step_are_gone() -> None:

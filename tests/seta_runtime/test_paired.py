@@ -1,0 +1,197 @@
+"""The compiled product over sub-blocks: equal to a slow reference in each variant, the same for a token whatever is
+beside it; and what happens where it cannot be had."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seta_runtime.ops import compiler, paired
+from seta_runtime.ops.blocks import SparseBlocks
+from seta_runtime.ops.experts import ProjectionExperts, pack
+from seta_runtime.ops.paired import MOST, PairedExperts, TaskRows, can_pair, pair, product
+from tests.seta_runtime.random_experts import CPU, random_experts
+
+has_compiler = shutil.which("cc") is not None
+VARIANTS = [
+    pytest.param(
+        flags,
+        marks=pytest.mark.skipif(
+            not has_compiler or not needed <= compiler.processor_flags(),
+            reason="the processor or the compiler is missing",
+        ),
+    )
+    for needed, flags in paired._VARIANTS
+]
+needs_product = pytest.mark.skipif(product() is None, reason="the processor or the compiler is missing")
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = paired._load((*paired.COMMON_FLAGS, *request.param))
+    monkeypatch.setattr(paired, "product", lambda: multiply)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and nothing compiled yet in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    product.cache_clear()
+    yield tmp_path / "seta"
+    product.cache_clear()
+
+
+def bf16(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def present(experts: list[SparseBlocks | None]) -> list[tuple[int, SparseBlocks]]:
+    """As a bank stores them."""
+    found = ((e, expert) for e, expert in enumerate(experts) if expert is not None)
+    return [(e, SparseBlocks(one.blocks, one.a.bfloat16(), one.b.bfloat16())) for e, one in found]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.sampled_from([16, 32, 48, 64, 80]),
+    ranks=st.lists(st.sampled_from([1, 8, 16, 32, 40]), min_size=3, max_size=3),
+    counts=st.lists(st.integers(0, 6), min_size=3, max_size=3).filter(any),
+    num_tokens=st.integers(1, 150),
+    task_of=st.lists(st.integers(-1, 2), min_size=1, max_size=6),
+    is_sorted=st.booleans(),
+)
+def test_any_step_equals_the_reference(
+    variant: None, size: int, ranks: list[int], counts: list[int], num_tokens: int, task_of: list[int], is_sorted: bool
+) -> None:
+    """Tasks of one expert and of several that share places; tokens side by side and scattered; many and few."""
+    shape, members = (2 * size, 3 * size), [[0], [1, 2], [0, 2]]
+    experts = present(random_experts(shape, counts, ranks, size))
+    x = bf16(num_tokens, shape[1] + 3, seed=1)[:, 2 : 2 + shape[1]]
+    packed = bf16(num_tokens, shape[0] + 5, seed=2)
+    tasks = torch.tensor((task_of * num_tokens)[:num_tokens])
+    tasks = tasks.sort().values if is_sorted else tasks
+    groups = [(task, (tasks == task).nonzero().flatten()) for task in range(3) if (tasks == task).any()]
+    mine = [[e for e in task if e in dict(experts)] for task in members]
+    y = packed.clone()
+    pair(experts, mine).add(y[:, 4 : 4 + shape[0]], x, TaskRows.of(groups, num_tokens))  # type: ignore[arg-type]
+    expected = packed.float()
+    for task, rows in groups:
+        for expert in mine[task]:
+            expected[rows, 4 : 4 + shape[0]] += x[rows].float() @ dict(experts)[expert].dense(shape).T
+    is_outside = torch.ones_like(y, dtype=torch.bool)
+    is_outside[tasks >= 0, 4 : 4 + shape[0]] = False
+    assert torch.equal(y[is_outside], packed[is_outside])
+    assert (y.float() - expected).abs().max() <= 0.03 * expected.abs().max()
+
+
+def test_a_token_is_the_same_alone_and_beside_others(variant: None) -> None:
+    experts = pair(present(random_experts((192, 576), [13], [32], 64)), [[0]])
+    x, y = bf16(70, 576, seed=1), bf16(70, 192, seed=2)
+    together, alone, scattered = y.clone(), y.clone(), y.clone()
+    experts.add(together, x, TaskRows.of([(0, None)], 70))
+    for row in range(70):
+        experts.add(alone, x, TaskRows([(0, range(row, row + 1))]))
+    for step in (torch.arange(0, 70, 2), torch.arange(1, 70, 2)):
+        experts.add(scattered, x, TaskRows([(0, step)]))
+    assert torch.equal(together, alone) and torch.equal(together, scattered) and not torch.equal(together, y)
+
+
+def test_several_experts_at_one_place_are_rounded_once(variant: None) -> None:
+    """Two that take away almost all of each other leave what float32 leaves."""
+    a, b = bf16(1, 32, 32, seed=0), bf16(1, 32, 32, seed=1)
+    place = torch.zeros(1, 2, dtype=torch.int32)
+    nearly = b.clone()
+    nearly[0, 0, 0] = -nearly[0, 0, 0]
+    experts = pair([(0, SparseBlocks(place, a, b)), (1, SparseBlocks(place, a, -nearly))], [[0, 1]])
+    x, y = bf16(1, 32, seed=2), torch.zeros(1, 32, dtype=torch.bfloat16)
+    experts.add(y, x, TaskRows.of([(0, None)], 1))
+    expected = (2 * b[0, 0, 0].float() * (x.float() @ a[0, 0].float()).bfloat16().float()).bfloat16()
+    assert y[0, 1:].abs().max() < 1e-4 and torch.allclose(y[0, 0], expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_no_number_stays_none(variant: None, value: float) -> None:
+    experts = pair(
+        [(0, SparseBlocks(torch.zeros(1, 2, dtype=torch.int32), torch.ones(1, 16, 16), torch.ones(1, 16, 16)))], [[0]]
+    )
+    x = torch.ones(3, 16, dtype=torch.bfloat16)
+    x[1, 5] = value
+    y = torch.zeros(3, 16, dtype=torch.bfloat16)
+    experts.add(y, x, TaskRows.of([(0, None)], 3))
+    assert not y[1].isfinite().any() and torch.equal(y[[0, 2]], torch.full((2, 16), 256.0, dtype=torch.bfloat16))
+
+
+@needs_product
+def test_torch_computes_with_tiles_before_and_after() -> None:
+    """Both cut the processor's tiles, each its own way."""
+    experts = pair(present(random_experts((64, 64), [1], [32], 64)), [[0]])
+    x, w = bf16(40, 64, seed=1), bf16(48, 64, seed=2)
+    before = x @ w.T
+    experts.add(torch.zeros(40, 64, dtype=torch.bfloat16), x, TaskRows.of([(0, None)], 40))
+    assert torch.equal(x @ w.T, before)
+
+
+@needs_product
+def test_memory_is_the_banks_own_and_where_it_lies() -> None:
+    experts = random_experts((192, 576), [13, 13], [32, 32], 64)
+    packed = pack(experts, [[0], [1], [0, 1]], (192, 576), torch.bfloat16, CPU, with_mixtures=False)
+    assert isinstance(packed, PairedExperts)
+    values = sum(expert.num_values for expert in experts if expert is not None)
+    assert 2 * values <= packed.nbytes <= 2 * values + 26 * (8 + 4 * 2) + 4 * 8
+
+
+@needs_product
+def test_what_it_can_take() -> None:
+    def takes(rank: int, size: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+        return can_pair([SparseBlocks(torch.zeros(1, 2), torch.ones(1, rank, size), torch.ones(1, size, rank))], dtype)
+
+    assert takes(8, 16) and takes(MOST, MOST) and takes(1, 48)
+    assert not takes(8, 24) and not takes(8, 8) and not takes(MOST + 1, 64) and not takes(8, MOST + 16)
+    assert not takes(8, 16, torch.float32)
+
+
+@needs_product
+def test_mixtures_are_torchs() -> None:
+    experts = random_experts((64, 64), [1], [8], 64)
+    assert isinstance(pack(experts, [[0]], (64, 64), torch.bfloat16, CPU, with_mixtures=True), ProjectionExperts)
+
+
+@pytest.mark.parametrize("damage", ["no compiler", "it fails", "not a library", "wrong results", "an older processor"])
+def test_without_it_torch_has_the_experts(fresh: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    if damage == "no compiler":
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+    elif damage == "it fails":
+        monkeypatch.setattr(paired, "COMMON_FLAGS", ("--no-such-flag",))
+    elif damage == "not a library":
+        monkeypatch.setattr(compiler, "_compile", lambda command, source, target: target.write_bytes(b"\x7fELF"))
+    elif damage == "wrong results":
+        monkeypatch.setattr(paired, "_load", lambda flags: lambda *_: None)
+    else:
+        monkeypatch.setattr(compiler, "processor_flags", set)
+    experts = random_experts((64, 64), [1], [8], 64)
+    packed = pack(experts, [[0]], (64, 64), torch.bfloat16, CPU, with_mixtures=False)
+    assert product() is None and isinstance(packed, ProjectionExperts)
+    assert not fresh.is_dir() or [path for path in fresh.iterdir() if path.stat().st_size == 0] == []
+
+
+@needs_product
+def test_a_system_that_keeps_the_tiles_to_itself(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then dot products do it, where the processor has those."""
+    original, asked = compiler.library, []
+
+    def refusing(source: str, flags: tuple[str, ...]) -> ctypes.PyDLL:
+        library = original(source, flags)
+        asked.append("-mamx-tile" in flags)
+        if asked[-1]:
+            library.seta_prepare = lambda: -1  # type: ignore[attr-defined]
+        return library
+
+    monkeypatch.setattr(compiler, "library", refusing)
+    assert product() is not None and asked[-1] is False
