@@ -21,16 +21,24 @@ from seta_runtime.bench.start_up import server_seconds
 from seta_runtime.bench.turns import Engine, Pass, Turns, passes
 
 
-def chosen(all_groups: Sequence[Group], names: Sequence[str] | None) -> list[Group]:
-    """The groups limited to the engines that are named; "plain" and "routed", which the others are measured against,
-    always are. Without names all engines. Raises typer.BadParameter for a name that there is not."""
+def chosen(
+    all_groups: Sequence[Group], engines: Sequence[str] | None, points: Sequence[str] | None = None
+) -> list[Group]:
+    """The groups limited to the engines and points that are named; "plain" and "routed", which the others are measured
+    against, always are. Without names all of them. Raises typer.BadParameter for a name that there is not."""
     known = list(dict.fromkeys(name for group in all_groups for name in group.engines))
+    _check("engine", engines, known)
+    known_points = list(dict.fromkeys(point.name for group in all_groups for point in group.points))
+    _check("point", points, known_points)
+    wanted = known if not engines else ["plain", "routed", *engines]
+    limited = [group.limited_to(wanted).at(points or known_points) for group in all_groups]
+    return [group for group in limited if group.ratios and group.points]
+
+
+def _check(what: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
-        raise typer.BadParameter(f"there is no engine {unknown[0]!r}; choose of {', '.join(known)}")
-    wanted = known if not names else ["plain", "routed", *names]
-    limited = [group.limited_to(wanted) for group in all_groups]
-    return [group for group in limited if group.ratios]
+        raise typer.BadParameter(f"there is no {what} {unknown[0]!r}; choose of {', '.join(known)}")
 
 
 def measure(running: Running, chosen_groups: Sequence[Group], seconds: float, log: TextIO) -> Measured:
@@ -90,6 +98,10 @@ def main(
             "plain and routed; may be repeated."
         ),
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure only there: decode_1, decode_8, decode_32, prefill; may be repeated."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/bench"),
 ) -> None:
     """Tokens per second of the routed layer against plain vLLM and vLLM's own LoRA, engines in turns."""
@@ -98,7 +110,7 @@ def main(
     running: Running | None = None
     try:
         found = variants(model, bank, work, sizes)
-        wanted = chosen([group.limited_to(list(found)) for group in groups(sizes)], engine)
+        wanted = chosen([group.limited_to(list(found)) for group in groups(sizes)], engine, point)
         running = Running(found, render(model, sorted(tasks.glob("*/test.jsonl")), count=8), work)
         out.mkdir(parents=True, exist_ok=True)
         with (out / "slices.jsonl").open("w", encoding="utf-8") as log:

@@ -23,6 +23,10 @@ class Group:
         ratios = {name: pair for name, pair in self.ratios.items() if set(pair) <= set(kept)}
         return Group(self.name, kept, self.points, ratios)
 
+    def at(self, names: Sequence[str]) -> Group:
+        """With those points only."""
+        return Group(self.name, self.engines, tuple(point for point in self.points if point.name in names), self.ratios)
+
 
 def groups(sizes: Sequence[int]) -> list[Group]:
     """All comparisons; `sizes`: tasks of the synthetic banks, each compared with the smallest."""

@@ -58,5 +58,17 @@ def test_some_engines_can_be_chosen() -> None:
         chosen(everything, ["other"])
 
 
+def test_some_points_can_be_chosen() -> None:
+    everything = groups([4, 16])
+    few = chosen(everything, ["two_generations"], ["prefill", "decode_1"])
+    assert [(group.name, [point.name for point in group.points]) for group in few] == [
+        ("base", ["decode_1", "prefill"])
+    ]
+    with pytest.raises(
+        typer.BadParameter, match="no point 'decode_2'; choose of decode_1, decode_8, decode_32, prefill"
+    ):
+        chosen(everything, None, ["decode_2"])
+
+
 def test_one_size_of_bank_is_compared_with_nothing() -> None:
     assert [group.name for group in chosen(groups([4]), None)] == ["base", "generations", "lora"]
