@@ -28,7 +28,7 @@ RUN pip install '.[cuda]'
 
 FROM base AS cpu
 # Debian keeps only the newest version of a package, so a pinned one is gone with the next security update.
-# The compiler: the product for small batches is compiled on the processor it runs on.
+# The compiler: the experts' product is compiled on the processor it runs on.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY --from=cpu-install /usr/local /usr/local

@@ -81,7 +81,8 @@ class RoutedProjection(WrappedProjection):
             if experts is None:
                 continue
             if isinstance(experts, PairedExperts):
-                if group.by_task is not None and group.by_task is not done:
+                assert group.by_task is not None  # a generation with mixtures is never in this form
+                if group.by_task is not done:
                     experts.add(y, x, group.by_task)
                 done = group.by_task
                 continue

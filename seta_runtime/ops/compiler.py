@@ -6,6 +6,7 @@ and the compiler. A directory that others could write to is not trusted: then it
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -34,9 +35,12 @@ def library(source_name: str, flags: Sequence[str]) -> ctypes.PyDLL:
     name = hashlib.sha256(b"\0".join([source, version, *map(str.encode, command)])).hexdigest()[:32] + ".so"
     cache = _cache()
     if cache is not None:
-        if not (cache / name).exists():
-            _compile(command, source, cache / name)
-        return ctypes.PyDLL(str(cache / name))
+        kept = cache / name
+        if kept.exists():
+            with contextlib.suppress(OSError):
+                return ctypes.PyDLL(str(kept))  # else it is damaged, and made anew in its place
+        _compile(command, source, kept)
+        return ctypes.PyDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="seta-") as folder:
         _compile(command, source, Path(folder) / name)
         return ctypes.PyDLL(str(Path(folder) / name))  # once loaded, the file is not needed
@@ -52,12 +56,14 @@ def processor_flags() -> set[str]:
 
 
 def _compile(command: Sequence[str], source: bytes, target: Path) -> None:
-    """Whole or not at all, also when several processes do it at once."""
+    """Whole or not at all, also when several processes do it at once, or the power fails."""
     handle, unfinished = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
         arguments = [*command, "-x", "c", "-", "-o", unfinished]
         subprocess.run(arguments, input=source, capture_output=True, timeout=COMPILE_SECONDS, check=True)
+        with open(unfinished, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(unfinished, target)
     except BaseException:
         os.unlink(unfinished)

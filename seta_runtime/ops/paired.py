@@ -27,9 +27,10 @@ LANES, MOST = 16, 256
 """A block's size and its rank are multiples of LANES, ranks by zeros if need be, and at most MOST."""
 
 _SOURCE = "sub_blocks.c"
+_COMMON = {"avx512_bf16", "avx512vl", "avx512bw"}  # the last since a compiler's flag for the first implies it
 _VARIANTS = (
-    ({"amx_tile", "amx_bf16", "avx512_bf16", "avx512vl"}, ("-mamx-tile", "-mamx-bf16")),
-    ({"avx512_bf16", "avx512vl"}, ()),
+    ({"amx_tile", "amx_bf16", *_COMMON}, ("-mamx-tile", "-mamx-bf16")),
+    (_COMMON, ()),
 )
 """What the processor must have, and the compiler's flags besides COMMON_FLAGS; the fastest first."""
 COMMON_FLAGS = ("-mavx512f", "-mavx512vl", "-mavx512bf16")
@@ -56,6 +57,8 @@ class TaskRows:
         self._kept = [rows for _, rows in groups]
         self._groups = (_Group * len(groups))(*(_group(task, rows) for task, rows in groups))
         self.address, self.count = ctypes.addressof(self._groups), len(groups)
+        self.stop = max((int(rows[-1]) + 1 for _, rows in groups if len(rows)), default=0)
+        self.last_task = max((task for task, _ in groups), default=-1)
 
     @classmethod
     def of(cls, groups: Sequence[tuple[int, Tensor | None]], num_tokens: int) -> TaskRows:
@@ -96,6 +99,8 @@ class PairedStack:
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         self._projection = _Projection(*(tensor.data_ptr() for tensor in tensors), size, rank)
         self.address = ctypes.addressof(self._projection)
+        self.num_tasks = len(members)
+        self.num_outputs, self.num_inputs = ((self.place.amax(0) + 1) * size).tolist()
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,11 @@ class PairedExperts:
         assert y.dtype == x.dtype == torch.bfloat16 and y.stride(1) == x.stride(1) == 1
         multiply = product()
         assert multiply is not None
+        assert tokens.stop <= len(x) == len(y)
         y_at, y_stride, x_at, x_stride = y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0)
-        for stack in self.stacks:
+        for stack in self.stacks:  # what is outside is anybody's memory
+            assert stack.num_outputs <= y.shape[1] and stack.num_inputs <= x.shape[1]
+            assert tokens.last_task < stack.num_tasks
             multiply(y_at, y_stride, x_at, x_stride, stack.address, tokens.address, tokens.count)
 
 
@@ -150,7 +158,7 @@ def product() -> Product | None:
             multiply = _load((*COMMON_FLAGS, *flags))
             _check(multiply)
         except (OSError, subprocess.SubprocessError, AttributeError, ArithmeticError) as error:
-            logger.info("experts cannot be multiplied with %s: %s", ", ".join(sorted(needed)), error)
+            logger.warning("experts cannot be multiplied with %s: %s", ", ".join(sorted(needed)), error)
             continue
         return multiply
     return None
@@ -173,11 +181,11 @@ def _check(multiply: Product) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b, x = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, 32, 64), (2, 64, 32), (37, 128)))
     blocks = SparseBlocks(torch.tensor([[0, 0], [1, 1]]), a, b)
-    stack, tokens = PairedStack([(0, blocks)], [[0]]), TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 3))])
+    stack, tokens = PairedStack([(0, blocks)], [[0]]), TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 21))])
     y = torch.zeros(37, 128, dtype=torch.bfloat16)
     multiply(y.data_ptr(), 128, x.data_ptr(), 128, stack.address, tokens.address, tokens.count)
     expected = torch.zeros(37, 128)
-    for row in [*range(0, 37, 2), 1, 2]:
+    for row in [*range(0, 37, 2), *range(1, 21)]:
         expected[row] += blocks.dense((128, 128)) @ x[row].float()
     if not torch.allclose(y.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
         raise ArithmeticError("its results differ from torch's")

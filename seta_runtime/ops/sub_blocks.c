@@ -1,7 +1,7 @@
 /* The routed update, straight from the sub-blocks of the bank: y[token] += ΔW of its task x[token].
  *
  * bfloat16 in and out, sums in float32. A token's sums are made in an order that does not depend on the tokens beside
- * it, so a request's answer is the same alone and in a batch. Compiled on the machine that serves (paired.py): with
+ * it, so its update is the same alone and in a batch. Compiled on the machine that serves (paired.py): with
  * tiles (AMX) where its processor has them, else with dot products of bfloat16. Both take pairs of neighbours, hence the
  * layout.
  */
@@ -51,6 +51,11 @@ typedef struct {
 
 static inline int depth_of(const projection *p) { return (p->size | p->rank) % 32 ? 16 : 32; }
 
+/* Whoever else computes with tiles may believe that they still are as it left them. Not the compiler's own functions:
+ * GCC 12's name 8 of the 64 bytes, so it may leave out what is written to the others. */
+static inline void save(tiles *before) { __asm__ volatile("sttilecfg %0" : "=m"(*before)); }
+static inline void set(const tiles *wanted) { __asm__ volatile("ldtilecfg %0" : : "m"(*wanted)); }
+
 /* For `count` tokens; of more than a tile's, the last may hold rows that are computed and not used. */
 static inline void cut(const projection *p, int64_t count)
 {
@@ -59,12 +64,8 @@ static inline void cut(const projection *p, int64_t count)
         wanted.rows[tile] = (uint8_t)(tile == 1 ? depth_of(p) / 2 : count < TILE ? count : TILE);
         wanted.row_bytes[tile] = (uint16_t)(tile == 0 ? depth_of(p) * 2 : 4 * LANES);
     }
-    _tile_loadconfig(&wanted);
+    set(&wanted);
 }
-
-/* Whoever else computes with tiles may believe that they still are as it left them. */
-static inline void save(tiles *before) { _tile_storeconfig(before); }
-static inline void restore(const tiles *before) { _tile_loadconfig(before); }
 
 #define TIMES(tile, column)                                                        \
     do {                                                                           \
@@ -76,6 +77,7 @@ static inline void restore(const tiles *before) { _tile_loadconfig(before); }
 static inline void multiply(float *sums, int is_new, tokens x, const bf16 *w, int64_t size, int64_t width, int depth)
 {
     const int64_t next = MOST * sizeof(float);
+    __asm__ volatile("" : : : "memory"); /* it is not told what a tile is loaded from: all is written by here */
     for (int64_t j = 0; j < width; j += 4 * LANES) {
         int64_t left = (width - j) / LANES;
         if (is_new) {
@@ -121,7 +123,7 @@ typedef struct {
 static inline int depth_of(const projection *p) { return (void)p, 2; }
 static inline void cut(const projection *p, int64_t count) { (void)p, (void)count; }
 static inline void save(tiles *before) { (void)before; }
-static inline void restore(const tiles *before) { (void)before; }
+static inline void set(const tiles *wanted) { (void)wanted; }
 
 /* For a number of tokens that the compiler knows: their sums stay in registers. */
 static inline __attribute__((always_inline)) void multiply_some(float *sums, int is_new, tokens x, const bf16 *w,
@@ -225,5 +227,5 @@ void seta_add(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const 
     for (const group *g = groups; g < groups + num_groups; g++)
         for (int64_t from = 0; from < g->count; from += AT_ONCE)
             add_some(y, y_stride, x, x_stride, p, g, from, from + AT_ONCE < g->count ? from + AT_ONCE : g->count);
-    restore(&before);
+    set(&before);
 }

@@ -29,6 +29,15 @@ def test_compiled_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     compiler.library(SOURCE, FLAGS)
 
 
+def test_a_damaged_one_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(compiler, "_compile", lambda command, source, target: target.write_bytes(b""))
+        with pytest.raises(OSError, match="too short"):
+            compiler.library(SOURCE, FLAGS)
+    assert compiler.library(SOURCE, FLAGS).seta_prepare() == 0
+    assert [path.stat().st_size > 0 for path in cache.iterdir()] == [True]
+
+
 def test_other_flags_are_another_library(cache: Path) -> None:
     compiler.library(SOURCE, FLAGS)
     compiler.library(SOURCE, (*FLAGS, "-fno-math-errno"))

@@ -128,14 +128,39 @@ def test_what_is_no_number_stays_none(variant: None, value: float) -> None:
     assert not y[1].isfinite().any() and torch.equal(y[[0, 2]], torch.full((2, 16), 256.0, dtype=torch.bfloat16))
 
 
-@needs_product
-def test_torch_computes_with_tiles_before_and_after() -> None:
-    """Both cut the processor's tiles, each its own way."""
+@pytest.mark.parametrize("variant", VARIANTS[:1], indirect=True)
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_tiles_are_left_as_they_were_found(variant: None, tmp_path: Path, is_cut: bool) -> None:
+    """Others remember how they have cut them on this thread."""
+    source = b"""void put(const char (*c)[64]) { __asm__ volatile("ldtilecfg %0" : : "m"(*c)); }
+                 void take(char (*c)[64]) { __asm__ volatile("sttilecfg %0" : "=m"(*c)); }"""
+    compiler._compile(["cc", "-shared", "-fPIC"], source, tmp_path / "cut.so")
+    cut = ctypes.PyDLL(str(tmp_path / "cut.so"))
+    given = bytearray(64)
+    if is_cut:
+        given[0], given[16], given[48] = 1, 12, 3  # palette, bytes of a row and rows of tile 0
+    found = ctypes.create_string_buffer(64)
     experts = pair(present(random_experts((64, 64), [1], [32], 64)), [[0]])
-    x, w = bf16(40, 64, seed=1), bf16(48, 64, seed=2)
-    before = x @ w.T
-    experts.add(torch.zeros(40, 64, dtype=torch.bfloat16), x, TaskRows.of([(0, None)], 40))
-    assert torch.equal(x @ w.T, before)
+    x, y = bf16(40, 64, seed=1), torch.zeros(40, 64, dtype=torch.bfloat16)
+    cut.put(bytes(given))
+    experts.add(y, x, TaskRows.of([(0, None)], 40))
+    cut.take(found)
+    cut.put(bytes(64))
+    assert found.raw == given and y.any()
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "d_out", "d_in", "rows", "task"),
+    [(9, 64, 96, [0, 9], 0), (9, 64, 96, [9], 0), (9, 32, 96, [0], 0), (9, 64, 64, [0], 0), (9, 64, 96, [0], 1)],
+)
+def test_nothing_outside_is_read_or_written(
+    variant: None, num_tokens: int, d_out: int, d_in: int, rows: list[int], task: int
+) -> None:
+    """The product in C trusts its addresses: what does not fit stops before it."""
+    experts = pair(present(random_experts((64, 96), [6], [16], 32)), [[0]])
+    x, y = bf16(num_tokens, d_in, seed=1), bf16(num_tokens, d_out, seed=2)
+    with pytest.raises(AssertionError):
+        experts.add(y, x, TaskRows.of([(task, torch.tensor(rows))], num_tokens))
 
 
 @needs_product
