@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -49,6 +50,11 @@ class ResidentGeneration:
     membership: Tensor
     gate: Gate
     projections: dict[tuple[int, str], PackedExperts]
+
+    @cached_property
+    def forms(self) -> set[type]:
+        """Those of its projections: what a step has to be prepared for."""
+        return {type(experts) for experts in self.projections.values()}
 
     @property
     def experts_of_task(self) -> list[list[str]]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from seta_runtime.decisions import Decisions
 from seta_runtime.leading import LeadingTasks
 from seta_runtime.ops.cpu import Mixture, Together
-from seta_runtime.ops.paired import TaskRows, product
+from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.ops.paired import PairedExperts, TaskRows
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState
@@ -153,9 +154,9 @@ class Router(nn.Module):
             everyone = rows is None and count == len(hidden)
             local = None if everyone else (chosen == task).nonzero().flatten()
             groups.append((task, local if rows is None or local is None else rows[local]))
-        is_short = hidden.dtype == torch.bfloat16
-        by_task = TaskRows.of(groups, len(hidden)) if is_short and product() is not None else None
-        together = self._together(rows, chosen, counts) if is_short and by_task is None else None
+        by_task = TaskRows.of(groups, len(hidden)) if PairedExperts in generation.forms else None
+        can_gain = hidden.dtype == torch.bfloat16 and ProjectionExperts in generation.forms
+        together = self._together(rows, chosen, counts) if can_gain else None
         self.state.groups += [RoutedGroup(generation, mine, task, None, together, by_task) for task, mine in groups]
 
     def _together(self, rows: Tensor | None, chosen: Tensor, counts: dict[int, int]) -> Together | None:

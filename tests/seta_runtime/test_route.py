@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from adapters.evidence import prefix_mean
 from adapters.gate import AnalyticGate
-from seta_runtime import route as route_module
+from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.ops.paired import PairedExperts
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.route import COUNTED_IN_PYTHON, PoolShape, RoutedDecoderLayer, Router, counted
 from seta_runtime.state import StepState
@@ -127,13 +130,20 @@ def test_steps_of_base_tokens_alone_do_nothing() -> None:
     assert router.stats == RoutingStats()
 
 
-def test_few_tokens_of_several_tasks_are_one_group_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_forms(*forms: PairedExperts | ProjectionExperts) -> ResidentGeneration:
+    projections = {(layer, "v_proj"): form for layer, form in enumerate(forms)}
+    return replace(random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3)), projections=projections)
+
+
+FOR_C, FOR_TORCH = PairedExperts([]), ProjectionExperts([], None, [], [])
+
+
+def test_few_tokens_of_several_tasks_are_one_group_too() -> None:
     """Its rows are those of the groups that it stands for, each with its own task."""
-    generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
+    generation = with_forms(FOR_TORCH)
     router = make_router(generation)
     rows, task_of = torch.tensor([1, 2, 4, 7, 9]), torch.tensor([2, 0, -1, 1, 2])
     weights = torch.nn.functional.one_hot(task_of.clamp(min=0), 3).float() * (task_of >= 0).unsqueeze(-1)
-    monkeypatch.setattr(route_module, "product", lambda: None)
     router._add_groups(generation, rows, weights, torch.zeros(12, 8, dtype=torch.bfloat16))
     groups = router.state.groups
     assert [group.task for group in groups] == [0, 1, 2]
@@ -143,17 +153,25 @@ def test_few_tokens_of_several_tasks_are_one_group_too(monkeypatch: pytest.Monke
     assert (together.pick % len(together.tasks) + together.tasks.start).tolist() == [2, 0, 1, 2]
 
 
-@pytest.mark.parametrize(("dtype", "is_compiled"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_where_that_is_slower_they_are_not(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_compiled: bool
+@pytest.mark.parametrize(
+    ("dtype", "forms", "has_together"),
+    [
+        (torch.bfloat16, [FOR_C], False),
+        (torch.bfloat16, [FOR_C, FOR_TORCH], True),
+        (torch.bfloat16, [FOR_TORCH], True),
+        (torch.float32, [FOR_TORCH], False),
+    ],
+)
+def test_a_step_is_prepared_for_the_forms_that_read_it(
+    dtype: torch.dtype, forms: list[PairedExperts | ProjectionExperts], has_together: bool
 ) -> None:
-    generation = random_generation(1, random_gate(HIDDEN, WIDTH, 3), torch.eye(3))
+    """Blocks that the product in C does not take are torch's, on a machine that has it, too."""
+    generation = with_forms(*forms)
     router = make_router(generation)
-    monkeypatch.setattr(route_module, "product", lambda: print if is_compiled else None)
     router._add_groups(generation, None, torch.eye(3), torch.zeros(3, 8, dtype=dtype))
     groups = router.state.groups
-    assert [(group.task, group.together) for group in groups] == [(0, None), (1, None), (2, None)]
-    assert {group.by_task is not None for group in groups} == {is_compiled}
+    assert [(group.task, group.together is not None) for group in groups] == [(t, has_together) for t in range(3)]
+    assert {group.by_task is not None for group in groups} == {FOR_C in forms}
     assert len({id(group.by_task) for group in groups}) == 1, "one call does them all"
 
 
