@@ -63,10 +63,10 @@ class LoraModel:
         for name, working in self.working.items():
             working.copy_(weights[name])
 
-    def compile_layers(self, backend: str = "inductor") -> None:
+    def compile_layers(self) -> None:
         """Each decoder layer by itself; batches of any size and length share what was compiled."""
         for layer in self.backbone.layers:
-            layer.compile(dynamic=True, backend=backend)
+            layer.compile(dynamic=True)
 
     def render(self, examples: Sequence[Example], max_tokens: int, what: str) -> Prepared:
         """Token ids; examples that are too long are left out, as everywhere. Raises DataError if none is left."""

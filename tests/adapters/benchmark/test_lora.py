@@ -140,18 +140,6 @@ def test_reset_is_its_seed_s(model: LoraModel) -> None:
         assert (".lora_B." in name) == (not working.any())
 
 
-def test_compiled_layers_compute_the_same(tiny_model: Path, trained: LoraModel, data: Prepared) -> None:
-    """Traced, backward included; what the compiler makes of it is PyTorch's."""
-    compiled = LoraModel(tiny_model, SETTINGS)
-    compiled.compile_layers(backend="aot_eager")
-    compiled.use(trained.weights)
-    compiled.clear_gradients()
-    trained.clear_gradients()
-    assert compiled.add_gradients(data, [0, 3]) == pytest.approx(trained.add_gradients(data, [0, 3]), rel=1e-5)
-    for name, weight in trained.weights.items():
-        torch.testing.assert_close(compiled.weights[name].grad, weight.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_pieces_hold_similar_lengths() -> None:
     tokens = [Tokens([0] * n, [1], "") for n in (30, 5, 20, 4, 31, 6, 21, 7, 22, 8)]
     found = pieces(tokens, range(10))
