@@ -1,7 +1,8 @@
 """`python -m seta_runtime.bench.big`: a model of a real size, with random weights and a random bank.
 
-Two such engines do not fit beside each other on a small machine, so they run one after another, each a few rounds, and
-the ratio is one of medians: it is only as good as the machine is quiet.
+Two such engines do not fit beside each other on a small machine, so they run one after another, and that ratio, of
+medians, is only as good as the machine is quiet. Inside the routed engine, routed requests and requests to the base
+model take turns: that ratio, the median over the turns, stands more noise, and leaves out what the engine itself adds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from operator import truediv
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +26,12 @@ from adapters.progress import console, stdout
 from seta_runtime.bench.engine_process import EngineProcess
 from seta_runtime.bench.points import Point
 from seta_runtime.bench.random_model import SHAPES, Shape, random_bank, random_model
-from seta_runtime.bench.variants import Variant
+from seta_runtime.bench.variants import Asks, Variant
 
+ASKS: dict[str, tuple[Asks, ...]] = {"plain": ("base",), "routed": ("newest", "base")}
 POINTS = tuple(Point(f"decode_{batch}", batch) for batch in (1, 4))
-DECODE_STEPS = 64
+DECODE_STEPS, TURNS = 64, 4
+"""Tokens of a round, and turns that it is divided into."""
 PROMPT_TOKENS = 32
 NEEDED_BYTES = {"qwen3-4b": 12 << 30, "tiny": 1 << 30}
 """Of memory for one engine, and of disk for the model and its bank."""
@@ -77,19 +82,13 @@ def variants(model: Path, bank: Bank) -> list[Variant]:
 
 
 def run(variant: Variant, rounds: int, work: Path) -> dict[str, Any]:
-    """One engine from its start to its end; the first, unrecorded round warms it up."""
+    """One engine from its start to its end."""
     console.print(f"starting engine {variant.name}", highlight=False)
     start = time.monotonic()
     engine = EngineProcess(variant, prompts(), work / f"{variant.name}.log")
     ready_seconds = time.monotonic() - start
-    rates: dict[str, list[float]] = {point.name: [] for point in POINTS}
     try:
-        for number in range(rounds + 1):
-            for point in POINTS:
-                engine.begin(point, number)
-                found = engine.slice(DECODE_STEPS)
-                if number:
-                    rates[point.name].append(found.tokens / found.seconds)
+        rates = {point.name: _rates(engine, point, ASKS[variant.name], rounds) for point in POINTS}
         state = engine.state()
     finally:
         engine.stop()
@@ -98,8 +97,20 @@ def run(variant: Variant, rounds: int, work: Path) -> dict[str, Any]:
         "activation_seconds": round(sum(engine.ready["load_seconds"]), 3),
         "rss_bytes": state["rss_bytes"],
         "stats": state["stats"],
-        "tokens_per_second": {name: [round(rate, 3) for rate in values] for name, values in rates.items()},
+        "tokens_per_second": rates,
     }
+
+
+def _rates(engine: EngineProcess, point: Point, asks: Sequence[Asks], rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of each turn, by what is asked for; the first, unrecorded turns warm the engine up."""
+    rates: dict[str, list[float]] = {what: [] for what in asks}
+    for number in range(rounds * TURNS + 1):
+        for what in asks if number % 2 else asks[::-1]:
+            engine.begin(point, number, what)
+            found = engine.slice(DECODE_STEPS // TURNS)
+            if number:
+                rates[what].append(round(found.tokens / found.seconds, 3))
+    return rates
 
 
 def prompts() -> list[list[int]]:
@@ -108,14 +119,25 @@ def prompts() -> list[list[int]]:
 
 
 def summarise(shape: str, num_tasks: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    plain, routed = (found[name]["tokens_per_second"] for name in ("plain", "routed"))
     median = {
-        name: {point: statistics.median(rates) for point, rates in one["tokens_per_second"].items()}
-        for name, one in found.items()
+        point: {
+            "plain": statistics.median(plain[point]["base"]),
+            "base_routed": statistics.median(rates["base"]),
+            "routed": statistics.median(rates["newest"]),
+        }
+        for point, rates in routed.items()
+    }
+    in_turns = {
+        point: statistics.median(map(truediv, rates["newest"], rates["base"])) for point, rates in routed.items()
     }
     return {
         "shape": shape,
         "tasks": num_tasks,
-        "ratios": {point: round(median["routed"][point] / rate, 3) for point, rate in median["plain"].items()},
+        "ratios": {
+            "routed_vs_base": {point: round(rates["routed"] / rates["plain"], 3) for point, rates in median.items()},
+            "routed_vs_base_routed": {point: round(ratio, 3) for point, ratio in in_turns.items()},
+        },
         "tokens_per_second": median,
         "over_plain_bytes": found["routed"]["rss_bytes"] - found["plain"]["rss_bytes"],
         "activation_seconds": found["routed"]["activation_seconds"],
@@ -132,11 +154,15 @@ def _check_room(work: Path, shape: str) -> None:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    points = list(summary["ratios"])
+    points = list(summary["tokens_per_second"])
     table = Table("", *points, title=f"{summary['shape']}, {summary['tasks']} tasks: tokens per second")
-    for name, rates in summary["tokens_per_second"].items():
-        table.add_row(name, *(f"{rates[point]:.2f}" for point in points))
-    table.add_row("routed / plain", *(f"{summary['ratios'][point]:.3f}" for point in points))
+    for name in ("plain", "base_routed", "routed"):
+        table.add_row(name, *(f"{summary['tokens_per_second'][point][name]:.2f}" for point in points))
+    for name, label in (
+        ("routed_vs_base", "routed / plain, one engine after the other"),
+        ("routed_vs_base_routed", "routed / base requests, in turns"),
+    ):
+        table.add_row(label, *(f"{summary['ratios'][name][point]:.3f}" for point in points))
     table.caption = (
         f"activation {1000 * summary['activation_seconds']:.0f} ms; "
         f"{summary['over_plain_bytes'] / 2**20:.0f} MiB over plain"

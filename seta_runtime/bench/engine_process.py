@@ -8,7 +8,7 @@ from typing import Any
 from adapters.asked_process import AskedProcess, ProcessEnded
 from seta_runtime.bench.points import Point
 from seta_runtime.bench.slices import Slice
-from seta_runtime.bench.variants import Variant
+from seta_runtime.bench.variants import Asks, Variant
 
 LOG_LINES = 20
 
@@ -28,9 +28,12 @@ class EngineProcess(AskedProcess):
     def name(self) -> str:
         return self.variant.name
 
-    def begin(self, point: Point, number: int) -> None:
-        """Have the point's batch `number` running, every request past its first token."""
-        self._ask({"do": "begin", "point": point.__dict__, "number": number})
+    def begin(self, point: Point, number: int, asks: Asks | None = None) -> None:
+        """Have the point's batch `number` running, every request past its first token.
+
+        `asks`: what its requests name, and those of later batches; without it, what the last ones did.
+        """
+        self._ask({"do": "begin", "point": point.__dict__, "number": number, "asks": asks})
 
     def slice(self, steps: int) -> Slice:
         """Advance the batch by so many steps."""

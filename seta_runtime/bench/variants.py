@@ -9,6 +9,7 @@ from typing import Any, Literal
 from adapters.bank import Bank
 
 Kind = Literal["plain", "routed", "vllm_lora"]
+Asks = Literal["newest", "two", "base"]
 MAX_NUM_SEQS = 32
 MAX_MODEL_LEN = 1024
 MAX_BATCHED_TOKENS = 2048
@@ -30,7 +31,7 @@ class Variant:
     generations: tuple[int, ...] = ()
     adapter: str | None = None
     rank: int = 0
-    asks: Literal["newest", "two", "base"] = "newest"
+    asks: Asks = "newest"
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from adapters.asked_process import answer
@@ -48,6 +48,8 @@ def main() -> None:
     for line in sys.stdin:
         idle.wake()
         question = json.loads(line)
+        if question.get("asks"):
+            batch.lora_requests = replace(variant, asks=question["asks"]).asked_for(requests)
         found = _work(question, batch)
         if question["do"] == "end":
             found = {"rss_bytes": rss_bytes(), "stats": _stats(llm, variant), "idle_cpu_share": round(idle.share, 5)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from adapters.base_model import fingerprint
 from adapters.gate import load_gate
 from seta_runtime.bench import big, random_model
 from seta_runtime.bench.big import prepare, summarise, variants
+from seta_runtime.bench.points import Point
 from seta_runtime.resident import Layout, ResidentGeneration
 
 
@@ -38,13 +40,35 @@ def test_model_and_bank_are_whole_and_every_token_is_routed(tmp_path: Path, monk
     assert [v.generations for v in variants(model, bank)] == [(), (1,)]
 
 
-def test_ratios_are_of_medians() -> None:
-    def engine(*rates: float, rss: int) -> dict[str, object]:
-        return {"tokens_per_second": {"decode_1": list(rates)}, "rss_bytes": rss, "activation_seconds": 0.5}
+def test_ratios_are_of_medians_and_of_turns() -> None:
+    def engine(rss: int, **rates: list[float]) -> dict[str, object]:
+        return {"tokens_per_second": {"decode_1": rates}, "rss_bytes": rss, "activation_seconds": 0.5}
 
-    found = summarise("tiny", 4, {"plain": engine(1, 10, 11, rss=100), "routed": engine(9, 8, 1, rss=130)})
-    assert found["ratios"] == {"decode_1": 0.8} and found["over_plain_bytes"] == 30
-    assert "0.800" in str(big._table(found).columns[1]._cells)
+    engines = {"plain": engine(100, base=[1, 10, 11]), "routed": engine(130, newest=[9, 8, 1], base=[10, 10, 1])}
+    found = summarise("tiny", 4, engines)
+    assert found["ratios"] == {"routed_vs_base": {"decode_1": 0.8}, "routed_vs_base_routed": {"decode_1": 0.9}}
+    assert found["over_plain_bytes"] == 30
+    assert {"0.800", "0.900"} <= {str(cell) for cell in big._table(found).columns[1]._cells}
+
+
+class FakeEngine:
+    """Base requests take twice as long."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def begin(self, point: Point, number: int, asks: str) -> None:
+        self.asked.append(asks)
+
+    def slice(self, steps: int) -> SimpleNamespace:
+        return SimpleNamespace(tokens=steps, seconds=steps * (2.0 if self.asked[-1] == "base" else 1.0))
+
+
+def test_what_is_asked_for_takes_turns_there_and_back() -> None:
+    engine = FakeEngine()
+    rates = big._rates(engine, big.POINTS[0], ("newest", "base"), rounds=1)  # type: ignore[arg-type]
+    assert rates == {"newest": [1.0] * 4, "base": [0.5] * 4}, "the first turns are not in it"
+    assert engine.asked == ["base", "newest", "newest", "base", "base", "newest", "newest", "base", "base", "newest"]
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
