@@ -73,10 +73,10 @@ static inline void cut(const projection *p, int64_t count)
         _tile_dpbf16ps(tile, 0, 1);                                                \
     } while (0)
 
-/* sums [TILE][MOST] = x w, or += where not is_new; x [TILE][size], w [size / 2][width][2]. */
+/* sums [TILE][width] = x w, or += where not is_new; x [TILE][size], w [size / 2][width][2]. */
 static inline void multiply(float *sums, int is_new, tokens x, const bf16 *w, int64_t size, int64_t width, int depth)
 {
-    const int64_t next = MOST * sizeof(float);
+    const int64_t next = width * sizeof(float);
     __asm__ volatile("" : : : "memory"); /* it is not told what a tile is loaded from: all is written by here */
     for (int64_t j = 0; j < width; j += 4 * LANES) {
         int64_t left = (width - j) / LANES;
@@ -132,7 +132,7 @@ static inline __attribute__((always_inline)) void multiply_some(float *sums, int
     for (int64_t j = 0; j < width; j += LANES) {
         __m512 parts[TILE];
         for (int k = 0; k < count; k++)
-            parts[k] = is_new ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + k * MOST + j);
+            parts[k] = is_new ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + k * width + j);
         for (int64_t i = 0; i < size; i += 2) {
             __m512bh values = (__m512bh)_mm512_loadu_si512(w + i * width + 2 * j);
             for (int k = 0; k < count; k++) {
@@ -142,7 +142,7 @@ static inline __attribute__((always_inline)) void multiply_some(float *sums, int
             }
         }
         for (int k = 0; k < count; k++)
-            _mm512_storeu_ps(sums + k * MOST + j, parts[k]);
+            _mm512_storeu_ps(sums + k * width + j, parts[k]);
     }
 }
 
@@ -195,8 +195,8 @@ static inline tokens inputs(const bf16 *x, int64_t x_stride, const group *g, int
 static void add_some(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride, const projection *p, const group *g,
                      int64_t from, int64_t to)
 {
-    float sums[AT_ONCE * MOST], shrunk[TILE * MOST];
-    bf16 narrow[TILE * MOST], picked[TILE * MOST];
+    float sums[AT_ONCE * MOST], shrunk[AT_ONCE * MOST];
+    bf16 narrow[AT_ONCE * MOST], picked[TILE * MOST];
     int64_t area = p->size * p->rank, stop = p->first[g->task + 1];
     int depth = depth_of(p);
     cut(p, to - from);
@@ -204,17 +204,20 @@ static void add_some(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
         int32_t row = p->place[2 * p->order[i]];
         for (int is_new = 1; i < stop && p->place[2 * p->order[i]] == row; i++, is_new = 0) {
             int64_t block = p->order[i];
+            const bf16 *a = p->a + block * area, *b = p->b + block * area;
+            /* All tiles take each step before the next one: what a step waits for is long done then. */
             for (int64_t first = from; first < to; first += TILE) {
                 tokens t = inputs(x + p->place[2 * block + 1] * p->size, x_stride, g, first, p->size, picked);
-                multiply(shrunk, 1, t, p->a + block * area, p->size, p->rank, depth);
-                for (int k = 0; k < t.count; k++)
-                    round_to(narrow + k * MOST, shrunk + k * MOST, p->rank);
-                multiply(sums + (first - from) * MOST, is_new, (tokens){narrow, MOST, t.count}, p->b + block * area,
-                         p->rank, p->size, depth);
+                multiply(shrunk + (first - from) * p->rank, 1, t, a, p->size, p->rank, depth);
+            }
+            round_to(narrow, shrunk, (to - from) * p->rank);
+            for (int64_t first = from; first < to; first += TILE) {
+                tokens t = {narrow + (first - from) * p->rank, p->rank, to - first < TILE ? (int)(to - first) : TILE};
+                multiply(sums + (first - from) * p->size, is_new, t, b, p->rank, p->size, depth);
             }
         }
         for (int64_t token = from; token < to; token++)
-            add_rounded(y + row_of(g, token) * y_stride + row * p->size, sums + (token - from) * MOST, p->size);
+            add_rounded(y + row_of(g, token) * y_stride + row * p->size, sums + (token - from) * p->size, p->size);
     }
 }
 
