@@ -7,7 +7,7 @@ does with it, is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -186,6 +186,10 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         check_base(bank.manifest(), self._found)
         self.preparations = Preparations(self._load)
         self._knows_runner = False
+
+    def _apply_adapters(self, lora_requests: Iterable[LoRARequest]) -> None:
+        """By id: of a set, each rank would take its own order, and not all would put the same into the same slot."""
+        super()._apply_adapters(sorted(lora_requests, key=lambda request: request.lora_int_id))
 
     def _load_adapter(self, lora_request: LoRARequest) -> Any:
         """What was prepared under this id; else, for engines without a server in front, read it now."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
 
 from adapters.bank import Bank, BankError
 from adapters.calibrate import general_prompts
 from adapters.data import render_chat
+from seta_runtime.manager import GenerationWorkerManager
 from tests.seta_runtime.engine import Engine, open_engine
 from tests.seta_runtime.random_bank import TASKS, make_random_bank, prompts_of
 from tests.tiny import make_tiny_model, make_tokenizer
@@ -183,3 +186,13 @@ def test_a_removed_generation_is_let_go(engine: Engine, prompts: list[list[int]]
     engine.llm.llm_engine.remove_lora(2)
     assert 2 not in resident(engine)
     assert sorted(held.generation + 1 for held in slots if held is not None) == resident(engine)
+
+
+def test_each_rank_fills_its_slots_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM names a step's adapters in a set: its order is another one in each process."""
+    added: list[int] = []
+    manager: Any = object.__new__(GenerationWorkerManager)
+    manager._adapter_manager = SimpleNamespace(lora_slots=9)
+    monkeypatch.setattr(manager, "add_adapter", lambda request: added.append(request.lora_int_id))
+    manager._apply_adapters([LoRARequest(f"bank@{i}", i, f"generations/0000{i}.json") for i in (7, 2, 9, 4)])
+    assert added == [2, 4, 7, 9]
