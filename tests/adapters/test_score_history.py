@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapters.bank import BankCorrupt
 from adapters.score_history import ScoreHistory
-from tests.adapters.test_gate import manifest_of
+from tests.adapters.test_stored_gate import manifest_of
 
 SITE = (1, "v_proj")
 

@@ -13,7 +13,8 @@ from adapters.bank import BankCorrupt, ExpertInfo, Manifest
 from adapters.calibrate import softmax_gate
 from adapters.gate import load_gate
 from adapters.softmax_gate import ExpansionSettings, SoftmaxGate, largest
-from tests.adapters.test_gate import WIDTH, empty_gate, manifest_of, task_samples
+from tests.adapters.test_gate import WIDTH, empty_gate, task_samples
+from tests.adapters.test_stored_gate import manifest_of
 
 LOGITS = ExpansionSettings("logits", 0.0, seed=0)
 MASS = ExpansionSettings("mass", 0.0, seed=0)
