@@ -13,9 +13,9 @@ from .activations import ORDERS, RESULTS, Activations
 from .admission import Admission
 from .generations import Generations
 from .histogram import Histogram, Latencies, cumulative
-from .request_metrics import BASE, OUTCOMES, UNBOUND, RequestMetrics
+from .request_metrics import UNBOUND, RequestMetrics
 from .routing_counts import Counts, GenerationCounts, HistogramCounts
-from .task_metrics import TaskMetrics
+from .task_metrics import BASE, OUTCOMES, TaskMetrics
 
 
 def gauge(name: str, text: str, value: float) -> Metric:

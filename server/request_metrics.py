@@ -12,18 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .histogram import Latencies
-from .task_metrics import TaskMetrics, Tracked
+from .task_metrics import BASE, Outcome, TaskMetrics, Tracked
 
-Outcome = Literal["ok", "client_error", "refused", "error", "cancelled"]
-OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "refused", "error", "cancelled")
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-BASE, UNBOUND = "base", "none"
+UNBOUND = "none"
 
 _ERROR_EVENT = b'data: {"error":'
 _current: ContextVar["_Request | None"] = ContextVar("request", default=None)

@@ -7,13 +7,12 @@ task, the request's times are kept beside it, also past its end; then they join 
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from .histogram import Latencies
 
-if TYPE_CHECKING:
-    from .request_metrics import Outcome
-
+Outcome = Literal["ok", "client_error", "refused", "error", "cancelled"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "client_error", "refused", "error", "cancelled")
 BASE, UNKNOWN = "base", "none"
 """Instead of a task: the base model began the answer; the gate was not asked, or nobody asked the worker in time."""
 MAX_ENDED = 1 << 13
@@ -50,7 +49,7 @@ class TaskMetrics:
             self._waiting.setdefault(request_id, []).append(tracked)
         return tracked
 
-    def ended(self, request: list[Tracked], outcome: "Outcome", seconds: float) -> None:
+    def ended(self, request: list[Tracked], outcome: Outcome, seconds: float) -> None:
         """An answer to a client has ended; of several prompts or choices in one, the first stands for the answer."""
         for tracked in request:
             tracked.ended_at = time.monotonic()
@@ -81,7 +80,7 @@ class TaskMetrics:
         """vLLM puts a number and "_" before the id where a prompt gets several answers."""
         return self._waiting.pop(request_id, None) or self._waiting.pop(request_id.partition("_")[2], [])
 
-    def _count(self, tracked: Tracked, outcome: "Outcome", seconds: float) -> None:
+    def _count(self, tracked: Tracked, outcome: Outcome, seconds: float) -> None:
         if outcome == "ok":
             tracked.latencies.duration.observe(seconds)
         tracked.outcome = outcome
