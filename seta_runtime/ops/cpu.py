@@ -79,11 +79,11 @@ def add_routed(
     y `[T, d_out]` (a view of the packed output is fine), x `[T, d_in]`; rows `[n]` int64, None for all; exactly one of
     `task` (that task's experts have gate 1, all others 0) and `mixture`, with gates for each row, is given.
     """
+    picked = x if rows is None else x.index_select(0, rows)
     delta = None if task is None else experts.task_delta[task]
     if delta is not None:
-        _add_dense(y, x if rows is None else x.index_select(0, rows), delta, rows)
+        _add_dense(y, picked, delta, rows)
         return
-    picked = x if rows is None else x.index_select(0, rows)
     for update in _updates(picked, y.shape[1], experts, task, mixture):
         if rows is None:
             y.add_(update)
