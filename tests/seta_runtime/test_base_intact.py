@@ -11,7 +11,7 @@ from adapters.bank import Bank
 from adapters.data import render_chat
 from tests.seta_runtime.engine import open_engine
 
-MAX_TOKENS, AT_LEAST = 24, 48
+MAX_TOKENS, AT_LEAST = 16, 48
 OPTIONS = {"dtype": "bfloat16"}
 
 

@@ -16,7 +16,7 @@ from adapters.generate import Generated
 from tests.seta_runtime.engine import Answer, Engine, Seen, open_engine
 from tests.seta_runtime.reference import Parity, Reference
 
-HELD_OUT, GENERAL, MAX_TOKENS = 100, 20, 8
+HELD_OUT, GENERAL, MAX_TOKENS = 100, 20, 6
 Request = tuple[int, int | None]
 """A prompt's index and a generation."""
 
