@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from seta_runtime.ops import fused
 from seta_runtime.ops.cpu import Together, add_routed, add_together
 from seta_runtime.ops.experts import ProjectionExperts
-from seta_runtime.ops.paired import PairedExperts, TaskRows, product
+from seta_runtime.ops.paired import PairedExperts, product
+from seta_runtime.ops.task_rows import TaskRows
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState

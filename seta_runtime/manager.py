@@ -32,6 +32,7 @@ from adapters.gate import load_gate
 from seta_runtime import fork_server
 from seta_runtime.config import RuntimeConfig, UnsupportedEngine
 from seta_runtime.decisions import Decisions, RunningRequest
+from seta_runtime.kept import KeptExperts
 from seta_runtime.layer import FusedProjection, OutputSlice, RoutedProjection
 from seta_runtime.leading import prompts_that_end
 from seta_runtime.ops import fused
@@ -185,6 +186,7 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
         bank = Bank.open(self.config.bank)
         check_base(bank.manifest(), self._found)
         self.preparations = Preparations(self._load)
+        self._known = KeptExperts()
         self._knows_runner = False
 
     def _apply_adapters(self, lora_requests: Iterable[LoRARequest]) -> None:
@@ -219,6 +221,7 @@ class GenerationWorkerManager(LRUCacheWorkerLoRAManager):
             self._dtype,
             self.device,
             self._adapter_manager.ranks,
+            self._known,
         )
 
     @property

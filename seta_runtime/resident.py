@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -18,16 +19,18 @@ from adapters.bank import (
     BankCorrupt,
     BankMismatch,
     BaseModelInfo,
+    ExpertInfo,
     Manifest,
     check_base,
     expert_sites,
 )
 from adapters.evidence import Gate
 from adapters.gate import load_gate
+from seta_runtime.kept import KeptExpert, KeptExperts, Sites
 from seta_runtime.ops import fused
 from seta_runtime.ops.blocks import SparseBlocks
-from seta_runtime.ops.experts import ProjectionExperts, members_of, pack
-from seta_runtime.ops.paired import PairedExperts
+from seta_runtime.ops.experts import Blocks, ProjectionExperts, members_of, pack, prepared
+from seta_runtime.ops.paired import PairedBlocks, PairedExperts
 from seta_runtime.ranks import ALONE, Part, Ranks
 
 PackedExperts = PairedExperts | ProjectionExperts | fused.RankBlocks
@@ -40,7 +43,8 @@ class ResidentGeneration:
     """All that serving one generation needs; nothing of it is read from disk again.
 
     `id` is the engine's adapter id; `membership [tasks, experts]` float32; `projections[(layer, target)]` the packed
-    experts, in the form that the device's layers read.
+    experts, in the form that the device's layers read. `kept`: the experts, where the layers read those very blocks, so
+    that another generation finds them.
     """
 
     id: int
@@ -50,6 +54,7 @@ class ResidentGeneration:
     membership: Tensor
     gate: Gate
     projections: dict[tuple[int, str], PackedExperts]
+    kept: tuple[KeptExpert, ...] = ()
 
     @cached_property
     def forms(self) -> set[type]:
@@ -72,6 +77,7 @@ class ResidentGeneration:
 
     @property
     def nbytes(self) -> int:
+        """Memory that it reads; what it has in common with other generations is there once."""
         return sum(p.nbytes for p in self.projections.values()) + self.gate.nbytes
 
     @classmethod
@@ -91,10 +97,11 @@ class ResidentGeneration:
         dtype: torch.dtype,
         device: torch.device,
         ranks: Ranks = ALONE,
+        known: KeptExperts | None = None,
     ) -> ResidentGeneration:
-        """Read and verify a whole generation; `digest` is its manifest's, where the caller has read that before.
+        """Read and verify a generation, but for experts that are `known`, which were when they were read.
 
-        Of the experts, this rank's part is kept.
+        `digest` is its manifest's, where the caller has read that before. Of the experts, this rank's part is kept.
 
         Raises a BankError; nothing is kept then.
         """
@@ -109,7 +116,10 @@ class ResidentGeneration:
         for column, rows in enumerate(manifest.tasks_by_expert):
             membership[rows, column] = 1
         served = manifest.experts_by_task if gate.columns == "tasks" else []  # only tasks have a merged form
-        projections = _pack_all(bank, manifest, served, dtype, device, ranks, with_mixtures=gate.is_mixture)
+        reader = _Reader(bank, manifest, dtype, device, ranks, with_mixtures=gate.is_mixture)
+        experts = reader.experts(KeptExperts() if known is None else known)
+        projections = reader.pack(experts, served)
+        is_shared = all(isinstance(p, PairedExperts) for p in projections.values())
         names = tuple(task.name for task in manifest.tasks)
         return cls(
             adapter_id,
@@ -119,6 +129,7 @@ class ResidentGeneration:
             membership.to(device),
             gate,
             projections,
+            tuple(experts) if is_shared else (),
         )
 
 
@@ -152,27 +163,50 @@ class Layout:
             )
 
 
-def _pack_all(
-    bank: Bank,
-    manifest: Manifest,
-    members: list[list[int]],
-    dtype: torch.dtype,
-    device: torch.device,
-    ranks: Ranks,
-    with_mixtures: bool,
-) -> dict[tuple[int, str], PackedExperts]:
-    blocks: dict[tuple[int, str], list[SparseBlocks | None]] = {}
-    parts: dict[str, Part] = {target: ranks.part(manifest.base, target) for target in manifest.targets}
-    for index, info in enumerate(manifest.experts):
-        for site in expert_sites(bank.load_expert(manifest, info)):
-            experts = blocks.setdefault((site.layer, site.target), [None] * len(manifest.experts))
-            whole, part = SparseBlocks(site.blocks, site.a, site.b), parts[site.target]
-            experts[index] = whole if ranks.is_alone else whole.cut(part.rows, part.columns)
-    blocks = {key: experts for key, experts in blocks.items() if any(e is not None for e in experts)}
-    dims = {key: parts[key[1]].shape for key in blocks}
-    if fused.is_selected(device):
-        return {key: fused.rank_blocks(experts, dims[key], dtype, device) for key, experts in blocks.items()}
-    return {key: pack(experts, members, dims[key], dtype, device, with_mixtures) for key, experts in blocks.items()}
+@dataclass(frozen=True)
+class _Reader:
+    """Of one generation's experts, for the layers of this rank."""
+
+    bank: Bank
+    manifest: Manifest
+    dtype: torch.dtype
+    device: torch.device
+    ranks: Ranks
+    with_mixtures: bool
+
+    def experts(self, known: KeptExperts) -> list[KeptExpert]:
+        """In the manifest's order."""
+        return [
+            known.take(
+                self.manifest, info, self.with_mixtures, self.bank.has_object(info.ref), partial(self._sites, info)
+            )
+            for info in self.manifest.experts
+        ]
+
+    def _sites(self, info: ExpertInfo) -> Sites:
+        sites: Sites = {}
+        for site in expert_sites(self.bank.load_expert(self.manifest, info)):
+            part = self._parts[site.target]
+            whole = SparseBlocks(site.blocks, site.a, site.b)
+            mine = whole if self.ranks.is_alone else whole.cut(part.rows, part.columns)
+            if mine is not None:
+                sites[site.layer, site.target] = prepared(mine, self.dtype, self.device, self.with_mixtures)
+        return sites
+
+    def pack(self, experts: Sequence[KeptExpert], members: list[list[int]]) -> dict[tuple[int, str], PackedExperts]:
+        keys = sorted({key for expert in experts for key in expert.sites})
+        return {key: self._packed(key[1], [expert.sites.get(key) for expert in experts], members) for key in keys}
+
+    def _packed(self, target: str, blocks: list[Blocks | None], members: list[list[int]]) -> PackedExperts:
+        shape = self._parts[target].shape
+        if not fused.is_selected(self.device):
+            return pack(blocks, members, shape, self.dtype, self.device, self.with_mixtures)
+        sparse = [mine.sparse() if isinstance(mine, PairedBlocks) else mine for mine in blocks]
+        return fused.rank_blocks(sparse, shape, self.dtype, self.device)
+
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        return {target: self.ranks.part(self.manifest.base, target) for target in self.manifest.targets}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from seta_runtime.decisions import Decisions
 from seta_runtime.leading import LeadingTasks
 from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ops.experts import ProjectionExperts
-from seta_runtime.ops.paired import PairedExperts, TaskRows
+from seta_runtime.ops.paired import PairedExperts
+from seta_runtime.ops.task_rows import TaskRows
 from seta_runtime.ranks import ALONE, Ranks
 from seta_runtime.resident import ResidentGeneration
 from seta_runtime.state import RoutedGroup, StepState

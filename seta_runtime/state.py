@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seta_runtime.ops.cpu import Mixture, Together
 from seta_runtime.ops.fused import FusedStep
-from seta_runtime.ops.paired import TaskRows, neighbours
+from seta_runtime.ops.task_rows import TaskRows, neighbours
 from seta_runtime.resident import ResidentGeneration
 
 

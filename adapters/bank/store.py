@@ -97,6 +97,10 @@ class Bank:
         with self.writing():
             return write_object(self.disk, self.root, data)
 
+    def has_object(self, ref: ObjectRef) -> bool:
+        """Whether a file of its name and size is there; its bytes are verified when it is read."""
+        return is_stored(self.root, ref)
+
     def load_expert(self, manifest: Manifest, expert: str | ExpertInfo) -> dict[str, Tensor]:
         """An expert's tensors, fully verified against `manifest`; an id is looked up in it."""
         expert = manifest.expert(expert) if isinstance(expert, str) else expert

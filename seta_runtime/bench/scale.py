@@ -20,6 +20,7 @@ from adapters.bank import Bank
 from adapters.progress import console, stdout
 from seta_runtime.bench.many_tasks import BASE, TRUNK, bank_of
 from seta_runtime.bench.rss import rss_bytes
+from seta_runtime.kept import KeptExperts
 from seta_runtime.resident import Layout, ResidentGeneration
 
 
@@ -27,7 +28,8 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
     """Seconds of each step on the newest generation, bytes of its manifest, of its objects and in memory.
 
     list: every manifest in the bank; open: the newest one; verify: all objects of all generations; choose: make another
-    generation CURRENT, which verifies it; activate: read, verify and pack what a server serves.
+    generation CURRENT, which verifies it; activate: read, verify and pack what a server serves; add: the same beside the
+    generation before, of which all experts but one are in memory.
     """
     newest = bank.generations()[-1]
     manifest = bank.manifest(newest)
@@ -38,9 +40,13 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
         "verify": bank.verify,
         "choose": lambda: bank.set_current(newest),
         "activate": lambda: load(bank, newest),
+        "add": lambda: load(bank, newest, known),
     }
     loaded = load(bank, newest)
     held = rss_bytes() - before
+    known = KeptExperts()
+    older = load(bank, newest - 1, known)
+    assert older.kept or not loaded.kept
     seconds = {f"{name}_seconds": _seconds(step, repetitions) for name, step in steps.items()}
     return seconds | {
         "manifest_bytes": float(len(manifest.to_bytes())),
@@ -50,9 +56,9 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
     }
 
 
-def load(bank: Bank, generation: int) -> ResidentGeneration:
-    layout = Layout(TRUNK, ("v_proj",))
-    return ResidentGeneration.load(1, bank.root, generation, None, BASE, layout, torch.bfloat16, torch.device("cpu"))
+def load(bank: Bank, generation: int, known: KeptExperts | None = None) -> ResidentGeneration:
+    layout, cpu = Layout(TRUNK, ("v_proj",)), torch.device("cpu")
+    return ResidentGeneration.load(1, bank.root, generation, None, BASE, layout, torch.bfloat16, cpu, known=known)
 
 
 def main(

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from seta_runtime.ops.blocks import SparseBlocks, StackedBlocks
-from seta_runtime.ops.paired import PairedExperts, can_pair, pair
+from seta_runtime.ops.paired import PairedBlocks, PairedExperts, can_pair, pair
+
+Blocks = SparseBlocks | PairedBlocks
+"""One expert's, on one projection."""
 
 DENSE_RATIO_LIMIT = 4.0
 DENSE_VALUES_LIMIT = 1 << 19
@@ -50,23 +53,34 @@ class ProjectionExperts:
         return deltas + chosen + sum(stack.nbytes for stack in self.stacks)
 
 
+def prepared(mine: SparseBlocks, dtype: torch.dtype, device: torch.device, with_mixtures: bool) -> Blocks:
+    """One expert's blocks on a projection, in the form that is multiplied the fastest here.
+
+    Without mixtures (top-1 routing) a task is all that a step reads.
+    """
+    is_fast = not with_mixtures and device.type == "cpu" and can_pair(mine, dtype)
+    return PairedBlocks.of(mine) if is_fast else mine
+
+
 def pack(
-    experts: Sequence[SparseBlocks | None],
+    experts: Sequence[Blocks | None],
     members: Sequence[Sequence[int]],
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
     with_mixtures: bool = True,
 ) -> ProjectionExperts | PairedExperts:
-    """The experts of one projection, in the form that is the fastest here; `experts[e]` is None where e has no block.
+    """The experts of one projection, each as `prepared` gave it; `experts[e]` is None where e has no block.
 
-    `members[t]`: task t's experts. Without mixtures (top-1 routing) a task is all that a step reads.
+    `members[t]`: task t's experts.
     """
     present = {index: expert for index, expert in enumerate(experts) if expert is not None}
     members = [[e for e in mine if e in present] for mine in members]
-    if not with_mixtures and device.type == "cpu" and can_pair(list(present.values()), dtype):
-        return pair(list(present.items()), members)
-    return _pack_for_torch(present, members, shape, dtype, device, with_mixtures)
+    paired = [(index, expert) for index, expert in present.items() if isinstance(expert, PairedBlocks)]
+    if paired and len(paired) == len(present):
+        return pair(paired, members)
+    sparse = {e: mine.sparse() if isinstance(mine, PairedBlocks) else mine for e, mine in present.items()}
+    return _pack_for_torch(sparse, members, shape, dtype, device, with_mixtures)
 
 
 def _pack_for_torch(

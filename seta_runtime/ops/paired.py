@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from seta_runtime.ops import compiler
 from seta_runtime.ops.blocks import SparseBlocks
+from seta_runtime.ops.task_rows import TaskRows
 
 logger = logging.getLogger("seta.runtime")
 
@@ -40,67 +41,74 @@ Product = Callable[[int, int, int, int, int, int, int], None]
 
 
 class _Projection(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("a", "b", "place", "order", "first")] + [  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_void_p) for name in ("blocks", "first")] + [  # noqa: RUF012
         (name, ctypes.c_int64) for name in ("size", "rank")
     ]
 
 
-class _Group(ctypes.Structure):
-    _fields_ = [("rows", ctypes.c_void_p)] + [(name, ctypes.c_int64) for name in ("start", "count", "task")]  # noqa: RUF012
+@dataclass(frozen=True, eq=False)
+class PairedBlocks:
+    """One expert's sub-blocks on one projection: `a [n, size / 2, rank, 2]`, `b [n, rank / 2, size, 2]` bfloat16,
+    `place [n, 2]` int32. All generations in memory that have the expert read the same ones.
+    """
 
-
-class TaskRows:
-    """A generation's tokens of a step, by task. Made once a step and read by every projection."""
-
-    def __init__(self, groups: Sequence[tuple[int, Tensor | range]]) -> None:
-        """`groups`: a task and its tokens' rows, ascending `[n]` int64, or a range of neighbours."""
-        self._kept = [rows for _, rows in groups]
-        self._groups = (_Group * len(groups))(*(_group(task, rows) for task, rows in groups))
-        self.address, self.count = ctypes.addressof(self._groups), len(groups)
-        self.stop = max((int(rows[-1]) + 1 for _, rows in groups if len(rows)), default=0)
-        self.last_task = max((task for task, _ in groups), default=-1)
+    a: Tensor
+    b: Tensor
+    place: Tensor
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[int, Tensor | None]], num_tokens: int) -> TaskRows:
-        """None for all of the step's tokens."""
-        return cls([(task, range(num_tokens) if rows is None else neighbours(rows) or rows) for task, rows in groups])
+    def of(cls, mine: SparseBlocks) -> PairedBlocks:
+        """What `can_pair` holds for. The rank is padded by zeros up to a multiple of LANES."""
+        a, b = _padded(mine.a, 1).bfloat16(), _padded(mine.b, 2).bfloat16()
+        count, rank, size = a.shape
+        return cls(
+            a.view(count, rank, size // 2, 2).transpose(1, 2).contiguous(),
+            b.view(count, size, rank // 2, 2).transpose(1, 2).contiguous(),
+            mine.blocks.to(torch.int32).clone(memory_format=torch.contiguous_format),
+        )
 
+    @property
+    def size(self) -> int:
+        return self.b.shape[2]
 
-def neighbours(rows: Tensor) -> range | None:
-    """Ascending rows `[n]` as a range if they lie side by side, as a prompt's do: then nothing needs picking."""
-    if not len(rows):
-        return None
-    first, stop = int(rows[0]), int(rows[-1]) + 1
-    return range(first, stop) if stop - first == len(rows) else None
+    @property
+    def rank(self) -> int:
+        return self.a.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes + self.place.nbytes
 
-def _group(task: int, rows: Tensor | range) -> _Group:
-    if isinstance(rows, range):
-        return _Group(None, rows.start, len(rows), task)
-    assert rows.dtype == torch.int64 and rows.is_contiguous()
-    return _Group(rows.data_ptr(), 0, len(rows), task)
+    def sparse(self) -> SparseBlocks:
+        """As `of` got them, but for the padding."""
+        return SparseBlocks(self.place, self.a.transpose(1, 2).flatten(2), self.b.transpose(1, 2).flatten(2))
+
+    def table(self) -> Tensor:
+        """`[n, 3]` int64: C's `block`, the addresses of a block's A and B, and its place."""
+        step = torch.arange(len(self.place)) * (self.size * self.rank * self.a.element_size())
+        return torch.stack([self.a.data_ptr() + step, self.b.data_ptr() + step, self.place.view(torch.int64)[:, 0]], 1)
 
 
 class PairedStack:
-    """Sub-blocks of one size and one rank of a projection: `a [n, size / 2, rank, 2]`, `b [n, rank / 2, size, 2]`."""
+    """Experts of one block size and one rank on a projection: which blocks each task reads, in the product's order."""
 
-    def __init__(self, experts: Sequence[tuple[int, SparseBlocks]], members: Sequence[Sequence[int]]) -> None:
+    def __init__(self, experts: Sequence[tuple[int, PairedBlocks]], members: Sequence[Sequence[int]]) -> None:
         """`experts`: at least one, by index; `members[t]`: task t's experts."""
-        a = torch.cat([_padded(mine.a, 1) for _, mine in experts]).bfloat16()
-        b = torch.cat([_padded(mine.b, 2) for _, mine in experts]).bfloat16()
-        count, rank, size = a.shape
-        self.a = a.view(count, rank, size // 2, 2).transpose(1, 2).contiguous()
-        self.b = b.view(count, size, rank // 2, 2).transpose(1, 2).contiguous()
-        self.place = torch.cat([mine.blocks for _, mine in experts]).to(torch.int32).contiguous()
-        orders = _orders(self.place, experts, members)
-        self.order = torch.tensor([*itertools.chain.from_iterable(orders)], dtype=torch.int32)
+        self.experts = [mine for _, mine in experts]
+        size, rank = self.experts[0].size, self.experts[0].rank
+        places = torch.cat([mine.place for mine in self.experts])
+        orders = _orders(places, experts, members)
+        table = torch.cat([mine.table() for mine in self.experts])
+        self.blocks = table[torch.tensor([*itertools.chain.from_iterable(orders)], dtype=torch.int64)].contiguous()
         self.first = torch.tensor([0, *itertools.accumulate(map(len, orders))])
-        tensors = (self.a, self.b, self.place, self.order, self.first)
-        self.nbytes = sum(tensor.nbytes for tensor in tensors)
-        self._projection = _Projection(*(tensor.data_ptr() for tensor in tensors), size, rank)
+        self._projection = _Projection(self.blocks.data_ptr(), self.first.data_ptr(), size, rank)
         self.address = ctypes.addressof(self._projection)
         self.num_tasks = len(members)
-        self.num_outputs, self.num_inputs = ((self.place.amax(0) + 1) * size).tolist()
+        self.num_outputs, self.num_inputs = ((places.amax(0) + 1) * size).tolist()
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes + self.first.nbytes + sum(mine.nbytes for mine in self.experts)
 
 
 @dataclass(frozen=True)
@@ -129,21 +137,17 @@ class PairedExperts:
             multiply(y_at, y_stride, x_at, x_stride, stack.address, tokens.address, tokens.count)
 
 
-def can_pair(experts: Sequence[SparseBlocks], dtype: torch.dtype) -> bool:
+def can_pair(mine: SparseBlocks, dtype: torch.dtype) -> bool:
     """Whether the compiled product is there and takes these."""
-    return (
-        dtype == torch.bfloat16
-        and len(experts) > 0
-        and all(e.a.shape[2] % LANES == 0 and max(e.a.shape[1:]) <= MOST for e in experts)
-        and product() is not None
-    )
+    _, rank, size = mine.a.shape
+    return dtype == torch.bfloat16 and size % LANES == 0 and max(rank, size) <= MOST and product() is not None
 
 
-def pair(experts: Sequence[tuple[int, SparseBlocks]], members: Sequence[Sequence[int]]) -> PairedExperts:
-    """`experts` by index, what `can_pair` holds for; `members[t]`: task t's experts, all of them among those."""
-    ranks = sorted({mine.a.shape[1] for _, mine in experts})
+def pair(experts: Sequence[tuple[int, PairedBlocks]], members: Sequence[Sequence[int]]) -> PairedExperts:
+    """`experts` by index; `members[t]`: task t's experts, all of them among those."""
+    kinds = sorted({(mine.size, mine.rank) for _, mine in experts})
     return PairedExperts(
-        [PairedStack([(e, mine) for e, mine in experts if mine.a.shape[1] == rank], members) for rank in ranks]
+        [PairedStack([(e, one) for e, one in experts if (one.size, one.rank) == kind], members) for kind in kinds]
     )
 
 
@@ -181,7 +185,10 @@ def _check(multiply: Product) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b, x = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, 32, 64), (2, 64, 32), (37, 128)))
     blocks = SparseBlocks(torch.tensor([[0, 0], [1, 1]]), a, b)
-    stack, tokens = PairedStack([(0, blocks)], [[0]]), TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 21))])
+    stack, tokens = (
+        PairedStack([(0, PairedBlocks.of(blocks))], [[0]]),
+        TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 21))]),
+    )
     y = torch.zeros(37, 128, dtype=torch.bfloat16)
     multiply(y.data_ptr(), 128, x.data_ptr(), 128, stack.address, tokens.address, tokens.count)
     expected = torch.zeros(37, 128)
@@ -198,13 +205,13 @@ def _padded(matrix: Tensor, dimension: int) -> Tensor:
 
 
 def _orders(
-    place: Tensor, experts: Sequence[tuple[int, SparseBlocks]], members: Sequence[Sequence[int]]
+    place: Tensor, experts: Sequence[tuple[int, PairedBlocks]], members: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """For each task its experts' blocks, by place: those of a block row one after another."""
     places, start, spans = place.tolist(), 0, {}
     for expert, mine in experts:
-        spans[expert] = range(start, start + len(mine.blocks))
-        start += len(mine.blocks)
+        spans[expert] = range(start, start + len(mine.place))
+        start += len(mine.place)
     return [
         sorted(itertools.chain.from_iterable(spans.get(e, ()) for e in mine), key=lambda block: places[block])
         for mine in members

@@ -15,12 +15,16 @@ typedef uint16_t bf16;
 
 enum { LANES = 16, MOST = 256, AT_ONCE = 64 }; /* MOST: of a block's size and of its rank, both multiples of LANES */
 
-/* One projection's sub-blocks of all tasks: `size` inputs and outputs each, `rank` between them. */
+/* A sub-block: `size` outputs and inputs, `rank` between them. */
 typedef struct {
-    const bf16 *a;        /* [blocks][size / 2][rank][2]: pairs of inputs */
-    const bf16 *b;        /* [blocks][rank / 2][size][2]: pairs of ranks */
-    const int32_t *place; /* [blocks][2]: block row and block column in W0 */
-    const int32_t *order; /* task t's blocks are order[first[t]] to order[first[t + 1] - 1], by row */
+    const bf16 *a;       /* [size / 2][rank][2]: pairs of inputs */
+    const bf16 *b;       /* [rank / 2][size][2]: pairs of ranks */
+    int32_t row, column; /* in W0's grid */
+} block;
+
+/* One projection's sub-blocks of one size and rank. */
+typedef struct {
+    const block *blocks;  /* task t's are first[t] to first[t + 1] - 1, by row */
     const int64_t *first; /* [tasks + 1] */
     int64_t size, rank;
 } projection;
@@ -197,23 +201,21 @@ static void add_some(bf16 *y, int64_t y_stride, const bf16 *x, int64_t x_stride,
 {
     float sums[AT_ONCE * MOST], shrunk[AT_ONCE * MOST];
     bf16 narrow[AT_ONCE * MOST], picked[TILE * MOST];
-    int64_t area = p->size * p->rank, stop = p->first[g->task + 1];
+    const block *one = p->blocks + p->first[g->task], *stop = p->blocks + p->first[g->task + 1];
     int depth = depth_of(p);
     cut(p, to - from);
-    for (int64_t i = p->first[g->task]; i < stop;) {
-        int32_t row = p->place[2 * p->order[i]];
-        for (int is_new = 1; i < stop && p->place[2 * p->order[i]] == row; i++, is_new = 0) {
-            int64_t block = p->order[i];
-            const bf16 *a = p->a + block * area, *b = p->b + block * area;
+    while (one < stop) {
+        int32_t row = one->row;
+        for (int is_new = 1; one < stop && one->row == row; one++, is_new = 0) {
             /* All tiles take each step before the next one: what a step waits for is long done then. */
             for (int64_t first = from; first < to; first += TILE) {
-                tokens t = inputs(x + p->place[2 * block + 1] * p->size, x_stride, g, first, p->size, picked);
-                multiply(shrunk + (first - from) * p->rank, 1, t, a, p->size, p->rank, depth);
+                tokens t = inputs(x + one->column * p->size, x_stride, g, first, p->size, picked);
+                multiply(shrunk + (first - from) * p->rank, 1, t, one->a, p->size, p->rank, depth);
             }
             round_to(narrow, shrunk, (to - from) * p->rank);
             for (int64_t first = from; first < to; first += TILE) {
                 tokens t = {narrow + (first - from) * p->rank, p->rank, to - first < TILE ? (int)(to - first) : TILE};
-                multiply(sums + (first - from) * p->size, is_new, t, b, p->rank, p->size, depth);
+                multiply(sums + (first - from) * p->size, is_new, t, one->b, p->rank, p->size, depth);
             }
         }
         for (int64_t token = from; token < to; token++)

@@ -13,6 +13,8 @@ from adapters.evidence import Gate
 from adapters.gate import AnalyticGate
 from adapters.softmax_gate import SoftmaxGate
 from seta_runtime.ops.blocks import SparseBlocks
+from seta_runtime.ops.experts import ProjectionExperts, pack, prepared
+from seta_runtime.ops.paired import PairedExperts
 from seta_runtime.resident import ResidentGeneration
 
 CPU = torch.device("cpu")
@@ -36,6 +38,17 @@ def random_experts(
         random_blocks(shape, count, rank, size, generator) if count else None
         for count, rank in zip(counts, ranks, strict=True)
     ]
+
+
+def packed_in_bfloat16(
+    experts: Sequence[SparseBlocks | None],
+    members: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+    with_mixtures: bool = False,
+) -> PairedExperts | ProjectionExperts:
+    """As a generation is loaded: each expert by itself, then a projection's together."""
+    ready = [None if one is None else prepared(one, torch.bfloat16, CPU, with_mixtures) for one in experts]
+    return pack(ready, members, shape, torch.bfloat16, CPU, with_mixtures)
 
 
 def random_gate(hidden: int, width: int, num_tasks: int, *, seed: int = 0, keep: int = 1) -> AnalyticGate:

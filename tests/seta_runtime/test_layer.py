@@ -13,9 +13,10 @@ from seta_runtime import layer
 from seta_runtime.layer import OutputSlice, RoutedProjection
 from seta_runtime.ops.cpu import Together
 from seta_runtime.ops.experts import ProjectionExperts, pack
-from seta_runtime.ops.paired import PairedExperts, TaskRows, product
+from seta_runtime.ops.paired import PairedExperts, product
+from seta_runtime.ops.task_rows import TaskRows
 from seta_runtime.state import RoutedGroup, StepState
-from tests.seta_runtime.random_experts import CPU, random_experts, random_gate, random_generation
+from tests.seta_runtime.random_experts import CPU, packed_in_bfloat16, random_experts, random_gate, random_generation
 
 SHAPE = (24, 40)
 TASKS = torch.tensor([1, 0, -1, 2, 0, 2])
@@ -64,7 +65,7 @@ def test_tasks_together_and_task_by_task_are_the_same(counts: list[int], monkeyp
 def test_the_compiled_product_is_called_once_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (64, 96)
     experts = random_experts(shape, [4, 6, 3], [8, 16, 8], 32)
-    packed = pack(experts, [[0], [1], [0, 2]], shape, torch.bfloat16, CPU, with_mixtures=False)
+    packed = packed_in_bfloat16(experts, [[0], [1], [0, 2]], shape)
     state, calls = StepState([]), []
     for number, task_of in enumerate((TASKS, torch.tensor([-1] * 6 + [2, 1, 0]))):
         projections = {(0, "v_proj"): packed}

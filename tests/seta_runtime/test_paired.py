@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from seta_runtime.ops import compiler, paired
 from seta_runtime.ops.blocks import SparseBlocks
-from seta_runtime.ops.experts import ProjectionExperts, pack
-from seta_runtime.ops.paired import MOST, PairedExperts, TaskRows, can_pair, pair, product
-from tests.seta_runtime.random_experts import CPU, random_experts
+from seta_runtime.ops.cpu import add_routed
+from seta_runtime.ops.experts import ProjectionExperts
+from seta_runtime.ops.paired import MOST, PairedBlocks, PairedExperts, can_pair, product
+from seta_runtime.ops.task_rows import TaskRows
+from tests.seta_runtime.random_experts import packed_in_bfloat16, random_experts
 
 has_compiler = shutil.which("cc") is not None
 VARIANTS = [
@@ -56,6 +58,10 @@ def present(experts: list[SparseBlocks | None]) -> list[tuple[int, SparseBlocks]
     """As a bank stores them."""
     found = ((e, expert) for e, expert in enumerate(experts) if expert is not None)
     return [(e, SparseBlocks(one.blocks, one.a.bfloat16(), one.b.bfloat16())) for e, one in found]
+
+
+def pair(experts: list[tuple[int, SparseBlocks]], members: list[list[int]]) -> PairedExperts:
+    return paired.pair([(e, PairedBlocks.of(one)) for e, one in experts], members)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -166,26 +172,52 @@ def test_nothing_outside_is_read_or_written(
 @needs_product
 def test_memory_is_the_banks_own_and_where_it_lies() -> None:
     experts = random_experts((192, 576), [13, 13], [32, 32], 64)
-    packed = pack(experts, [[0], [1], [0, 1]], (192, 576), torch.bfloat16, CPU, with_mixtures=False)
+    packed = packed_in_bfloat16(experts, [[0], [1], [0, 1]], (192, 576))
     assert isinstance(packed, PairedExperts)
     values = sum(expert.num_values for expert in experts if expert is not None)
-    assert 2 * values <= packed.nbytes <= 2 * values + 26 * (8 + 4 * 2) + 4 * 8
+    entries = 26 + 26  # each task's own, and both of the third one's
+    assert 2 * values <= packed.nbytes <= 2 * values + 26 * 8 + entries * 24 + 4 * 8
 
 
 @needs_product
 def test_what_it_can_take() -> None:
     def takes(rank: int, size: int, dtype: torch.dtype = torch.bfloat16) -> bool:
-        return can_pair([SparseBlocks(torch.zeros(1, 2), torch.ones(1, rank, size), torch.ones(1, size, rank))], dtype)
+        return can_pair(SparseBlocks(torch.zeros(1, 2), torch.ones(1, rank, size), torch.ones(1, size, rank)), dtype)
 
     assert takes(8, 16) and takes(MOST, MOST) and takes(1, 48)
     assert not takes(8, 24) and not takes(8, 8) and not takes(MOST + 1, 64) and not takes(8, MOST + 16)
     assert not takes(8, 16, torch.float32)
 
 
+@settings(max_examples=30, deadline=None)
+@given(size=st.sampled_from([16, 48, 64]), rank=st.sampled_from([1, 16, 40]), count=st.integers(1, 6))
+def test_pairing_can_be_undone(size: int, rank: int, count: int) -> None:
+    """Bit for bit, with zeros where the rank was padded: for a projection on which some other expert has no pairs."""
+    [(_, mine)] = present(random_experts((2 * size, 3 * size), [count], [rank], size))
+    back = PairedBlocks.of(mine).sparse()
+    assert torch.equal(back.blocks, mine.blocks)
+    assert torch.equal(back.a[:, :rank], mine.a) and torch.equal(back.b[..., :rank], mine.b)
+    assert not back.a[:, rank:].any() and not back.b[..., rank:].any()
+
+
+@needs_product
+def test_beside_an_expert_that_cannot_be_paired_all_are_torchs() -> None:
+    small, large = present(random_experts((64, 64), [2, 1], [8, MOST + 16], 16, seed=1))
+    experts = [small[1], large[1]]
+    packed = packed_in_bfloat16(experts, [[0], [1]], (64, 64))  # type: ignore[arg-type]
+    assert isinstance(packed, ProjectionExperts)
+    x = bf16(5, 64, seed=2)
+    for task, mine in enumerate(experts):
+        y = torch.zeros(5, 64, dtype=torch.bfloat16)
+        add_routed(y, x, packed, None, task, None)
+        expected = x.float() @ mine.dense((64, 64)).T
+        assert (y.float() - expected).abs().max() <= 0.03 * expected.abs().max()
+
+
 @needs_product
 def test_mixtures_are_torchs() -> None:
     experts = random_experts((64, 64), [1], [8], 64)
-    assert isinstance(pack(experts, [[0]], (64, 64), torch.bfloat16, CPU, with_mixtures=True), ProjectionExperts)
+    assert isinstance(packed_in_bfloat16(experts, [[0]], (64, 64), with_mixtures=True), ProjectionExperts)
 
 
 @pytest.mark.parametrize("damage", ["no compiler", "it fails", "not a library", "wrong results", "an older processor"])
@@ -201,7 +233,7 @@ def test_without_it_torch_has_the_experts(fresh: Path, monkeypatch: pytest.Monke
     else:
         monkeypatch.setattr(compiler, "processor_flags", set)
     experts = random_experts((64, 64), [1], [8], 64)
-    packed = pack(experts, [[0]], (64, 64), torch.bfloat16, CPU, with_mixtures=False)
+    packed = packed_in_bfloat16(experts, [[0]], (64, 64))
     assert product() is None and isinstance(packed, ProjectionExperts)
     assert not fresh.is_dir() or [path for path in fresh.iterdir() if path.stat().st_size == 0] == []
 

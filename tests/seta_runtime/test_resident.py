@@ -13,7 +13,15 @@ from adapters.bank import Bank, BankConflict, BankCorrupt, BankError, BankMismat
 from adapters.gate import AnalyticGate
 from seta_runtime.ops.cpu import add_routed
 from seta_runtime.resident import AdapterPath, Layout, ResidentGeneration
-from tests.adapters.bank.factory import BASE, TRUNK_LAYERS, empty_manifest, expert_info, make_tensors, next_manifest
+from tests.adapters.bank.factory import (
+    BASE,
+    TRUNK_LAYERS,
+    empty_manifest,
+    expert_info,
+    make_tensors,
+    next_manifest,
+    write_manifest,
+)
 from tests.seta_runtime.random_experts import CPU, random_gate
 
 LAYOUT = Layout(TRUNK_LAYERS, ("v_proj",))
@@ -148,10 +156,6 @@ def test_a_gate_wider_than_the_pooling_layer_is_refused(tmp_path: Path) -> None:
     write_manifest(bank, with_gate(bank, bank.manifest(1), **wide.tensors()))
     with pytest.raises(BankCorrupt, match="KV cache holds 8"):
         load(bank, 1)
-
-
-def write_manifest(bank: Bank, manifest: Manifest) -> None:
-    (bank.root / f"generations/{manifest.generation:05d}.json").write_bytes(manifest.to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -125,4 +125,4 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "scale.json").read_text())
     assert list(found) == ["2", "4"]
     assert found["4"]["activate_seconds"] > 0 and found["4"]["resident_bytes"] > found["2"]["resident_bytes"]
-    assert found["4"]["manifest_bytes"] > 1000
+    assert found["4"]["add_seconds"] > 0 and found["4"]["manifest_bytes"] > 1000
