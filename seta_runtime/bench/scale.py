@@ -28,8 +28,8 @@ def measure(bank: Bank, repetitions: int) -> dict[str, float]:
     """Seconds of each step on the newest generation, bytes of its manifest, of its objects and in memory.
 
     list: every manifest in the bank; open: the newest one; verify: all objects of all generations; choose: make another
-    generation CURRENT, which verifies it; activate: read, verify and pack what a server serves; add: the same beside the
-    generation before, of which all experts but one are in memory.
+    generation CURRENT, which verifies it; activate: read, verify and pack what a server serves; add: the same beside
+    the generation before, of which all experts but one are in memory.
     """
     newest = bank.generations()[-1]
     manifest = bank.manifest(newest)
