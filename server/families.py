@@ -41,7 +41,9 @@ def generation_families(generations: Generations) -> Iterator[Metric]:
     yield _states(generations)
     retired = generations.num_retired
     yield CounterMetricFamily("seta_generations_retired", "Generations that have left memory.", value=retired)
-    resident_bytes = GaugeMetricFamily("seta_resident_bytes", "Memory that a generation reads; experts in common are there once.", labels=_BY)
+    resident_bytes = GaugeMetricFamily(
+        "seta_resident_bytes", "Memory that a generation reads; experts in common are there once.", labels=_BY
+    )
     in_flight = GaugeMetricFamily("seta_requests_in_flight", "Requests admitted and not yet ended.", labels=_BY)
     in_flight.add_metric([BASE], generations.base_in_flight)
     for number, resident in sorted(generations.residents.items()):
