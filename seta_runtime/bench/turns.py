@@ -22,6 +22,8 @@ SLOW = 3.0
 LONG_PASS_SECONDS = 20.0
 """There and back would take longer than this: only there."""
 MIN_PASSES = 5
+MOST_OVERTIME = 3
+"""So many times its share of the time, a point with a very slow engine may take for the fewest passes."""
 
 Pass = dict[str, list[Slice]]
 """Engine → its slices, in the order in which they were measured."""
@@ -87,12 +89,12 @@ class Turns:
 def passes(turns: Turns, seconds: float, min_passes: int = MIN_PASSES) -> Iterator[Pass]:
     """Passes until so many seconds have gone since the turns began their first batch.
 
-    Longer for `min_passes`, at most twice the seconds; one pass in any case.
+    Longer for `min_passes`, at most MOST_OVERTIME times the seconds; one pass in any case.
     """
     number = 0
     while True:
         yield turns.one_pass()
         number += 1
         used = turns.clock() - turns.started
-        if used >= (seconds if number >= min_passes else 2 * seconds):
+        if used >= (seconds if number >= min_passes else MOST_OVERTIME * seconds):
             return
