@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,22 +18,16 @@ from adapters.bank import (
     BankCorrupt,
     BankMismatch,
     BaseModelInfo,
-    ExpertInfo,
     Manifest,
     check_base,
-    expert_sites,
 )
 from adapters.evidence import Gate
 from adapters.gate import load_gate
-from seta_runtime.kept import KeptExpert, KeptExperts, Sites
-from seta_runtime.ops import fused
-from seta_runtime.ops.blocks import SparseBlocks
-from seta_runtime.ops.experts import Blocks, ProjectionExperts, members_of, pack, prepared
-from seta_runtime.ops.paired import PairedBlocks, PairedExperts
-from seta_runtime.ranks import ALONE, Part, Ranks
+from seta_runtime.kept import ExpertReader, KeptExpert, KeptExperts, PackedExperts
+from seta_runtime.ops.experts import members_of
+from seta_runtime.ops.paired import PairedExperts
+from seta_runtime.ranks import ALONE, Ranks
 
-PackedExperts = PairedExperts | ProjectionExperts | fused.RankBlocks
-"""One projection's experts: for a CPU's compiled product, for torch, for a GPU."""
 MANIFEST_NAME = re.compile(r"([0-9]{5,9})\.json(?:#([0-9a-f]{64}))?")
 
 
@@ -116,8 +109,9 @@ class ResidentGeneration:
         for column, rows in enumerate(manifest.tasks_by_expert):
             membership[rows, column] = 1
         served = manifest.experts_by_task if gate.columns == "tasks" else []  # only tasks have a merged form
-        reader = _Reader(bank, manifest, dtype, device, ranks, with_mixtures=gate.is_mixture)
-        experts = reader.experts(KeptExperts() if known is None else known)
+        reader = ExpertReader(bank, manifest, dtype, device, ranks, with_mixtures=gate.is_mixture)
+        known = KeptExperts() if known is None else known
+        experts = [known.take(reader, info) for info in manifest.experts]
         projections = reader.pack(experts, served)
         is_shared = all(isinstance(p, PairedExperts) for p in projections.values())
         names = tuple(task.name for task in manifest.tasks)
@@ -161,52 +155,6 @@ class Layout:
                 f"{manifest.block_size}, the engine was started for at most {self.max_experts} of {size}; "
                 "restart the server on this bank"
             )
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Of one generation's experts, for the layers of this rank."""
-
-    bank: Bank
-    manifest: Manifest
-    dtype: torch.dtype
-    device: torch.device
-    ranks: Ranks
-    with_mixtures: bool
-
-    def experts(self, known: KeptExperts) -> list[KeptExpert]:
-        """In the manifest's order."""
-        return [
-            known.take(
-                self.manifest, info, self.with_mixtures, self.bank.has_object(info.ref), partial(self._sites, info)
-            )
-            for info in self.manifest.experts
-        ]
-
-    def _sites(self, info: ExpertInfo) -> Sites:
-        sites: Sites = {}
-        for site in expert_sites(self.bank.load_expert(self.manifest, info)):
-            part = self._parts[site.target]
-            whole = SparseBlocks(site.blocks, site.a, site.b)
-            mine = whole if self.ranks.is_alone else whole.cut(part.rows, part.columns)
-            if mine is not None:
-                sites[site.layer, site.target] = prepared(mine, self.dtype, self.device, self.with_mixtures)
-        return sites
-
-    def pack(self, experts: Sequence[KeptExpert], members: list[list[int]]) -> dict[tuple[int, str], PackedExperts]:
-        keys = sorted({key for expert in experts for key in expert.sites})
-        return {key: self._packed(key[1], [expert.sites.get(key) for expert in experts], members) for key in keys}
-
-    def _packed(self, target: str, blocks: list[Blocks | None], members: list[list[int]]) -> PackedExperts:
-        shape = self._parts[target].shape
-        if not fused.is_selected(self.device):
-            return pack(blocks, members, shape, self.dtype, self.device, self.with_mixtures)
-        sparse = [mine.sparse() if isinstance(mine, PairedBlocks) else mine for mine in blocks]
-        return fused.rank_blocks(sparse, shape, self.dtype, self.device)
-
-    @cached_property
-    def _parts(self) -> dict[str, Part]:
-        return {target: self.ranks.part(self.manifest.base, target) for target in self.manifest.targets}
 
 
 @dataclass(frozen=True)
