@@ -6,12 +6,15 @@ and neither its forward nor its backward runs again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from adapters.compiled import EXAMPLE_ROWS, EXAMPLE_TOKENS, Layer, compiled
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -22,10 +25,14 @@ class UnsupportedModel(ValueError):
 
 @dataclass
 class Backbone:
-    """A causal language model with frozen weights and its tokenizer."""
+    """A causal language model with frozen weights and its tokenizer.
+
+    `compiled`: its layers as `compile_layers` made them, else empty.
+    """
 
     model: Any
     tokenizer: Any
+    compiled: list[Layer] = field(default_factory=list)
 
     @classmethod
     def load(cls, model_dir: Path, dtype: str = "bfloat16") -> Backbone:
@@ -78,6 +85,19 @@ class Backbone:
         """Token ids `[B, T]` → hidden states `[B, T, d]`."""
         return self.model.model.embed_tokens(ids)
 
+    def compile_layers(self, has_single_rows: bool = False) -> None:
+        """From now on layers are run compiled wherever a gradient is taken; all else stays as it is.
+
+        Takes a minute or two the first time on a machine; torch keeps the result on disk. `has_single_rows`: whether
+        there will be batches of one row. Raises DataError.
+        """
+        self.compiled = compiled(self.layers)
+        for rows in (EXAMPLE_ROWS, 1) if has_single_rows else (EXAMPLE_ROWS,):
+            shape = (rows, EXAMPLE_TOKENS, self.model.config.hidden_size)
+            example = torch.zeros(shape, dtype=self.dtype, requires_grad=True)
+            output = self.run(example, self.num_layers - 1, self.num_layers)
+            torch.autograd.grad(output.sum(), example)
+
     def run(self, hidden: Tensor, start: int, stop: int, cache: Any = None, offset: int = 0) -> Tensor:
         """Decoder layers `start..stop-1` on hidden states `[B, T, d]`, causal, positions from `offset`.
 
@@ -87,7 +107,12 @@ class Backbone:
         position_ids = torch.arange(offset, offset + length).unsqueeze(0)
         rotary = self.model.model.rotary_emb(hidden, position_ids=position_ids)
         mask = _causal_mask(length, offset, hidden.dtype) if length > 1 else None
-        for layer in self.layers[start:stop]:
+        layers: Sequence[Layer] = self.layers[start:stop]  # type: ignore[assignment]
+        if self.compiled and cache is None and torch.is_grad_enabled():
+            layers = self.compiled[start:stop]
+            # Else the first layer with anything that learns would be compiled once more by itself.
+            hidden = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+        for layer in layers:
             hidden = layer(
                 hidden,
                 attention_mask=mask,

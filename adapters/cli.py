@@ -98,6 +98,10 @@ def learn(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.0, help="How often it is written where the training is.")
     ] = DEFAULT_RUN.checkpoint_seconds,
+    compile_layers: Annotated[
+        bool,
+        typer.Option("--compile", help="Train with decoder layers that torch compiles first: needs a C++ compiler."),
+    ] = DEFAULT_RUN.compile,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what an interrupted call left.")] = False,
     activate: Annotated[
         str | None, typer.Option(metavar="URL", help="Admin API of a server on which the last one goes live.")
@@ -135,6 +139,7 @@ def learn(
             accumulate=accumulate,
             cache_mib=cache_mib,
             checkpoint_seconds=checkpoint_seconds,
+            compile=compile_layers,
             fresh=fresh,
             make_current=activate is None,
         )

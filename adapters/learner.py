@@ -20,6 +20,7 @@ from adapters.bank import (
 )
 from adapters.base_model import fingerprint, resolve_model_dir
 from adapters.calibrate import GateSettings, calibrate, general_features, general_prompts, softmax_gate
+from adapters.compiled import check_compiler
 from adapters.data import DataError
 from adapters.evidence import Gate
 from adapters.examples import Prepared
@@ -73,6 +74,8 @@ def open_learner(
     manifest: Manifest | None = None,
 ) -> Learner:
     """Load the base model and a generation, by default CURRENT; a new bank gets its generation 0 first."""
+    if run.compile:
+        check_compiler()  # before anything is made
     torch.manual_seed(settings.seed)
     model_dir = resolve_model_dir(model)
     base = fingerprint(model_dir)
@@ -93,6 +96,9 @@ def open_learner(
     backbone = backbone or Backbone.load(model_dir, settings.dtype)
     history = ScoreHistory.of(manifest, bank.load_scores(manifest))
     routed = RoutedModel.of(backbone, bank, manifest)
+    if run.compile:
+        console.print("compiling the decoder layers; the first time on a machine it takes a minute or two")
+        routed.compile_layers(has_single_rows=settings.batch_size < 2 * run.accumulate * processes.count)
     return Learner(bank, routed, gate, history, manifest, settings, model, run, processes)
 
 

@@ -59,6 +59,12 @@ class RoutedModel:
             routed.freeze(info.id)
         return routed
 
+    def compile_layers(self, has_single_rows: bool = False) -> None:
+        """`Backbone.compile_layers`, with the routed projections as they are. Raises DataError."""
+        for routed in self.sites.values():
+            routed.stay_eager()
+        self.backbone.compile_layers(has_single_rows)
+
     def add(self, expert_id: str, expert: Expert, tasks: list[int], dtype: torch.dtype = STORED_DTYPE) -> None:
         self.experts[expert_id] = expert
         self.expert_tasks[expert_id] = tasks

@@ -105,14 +105,15 @@ class RunSettings(BaseModel):
 
     `accumulate`: a step's batch is run in so many parts, one after another, for models that are large for the memory.
     `cache_mib`: how much of the trunk's outputs is kept in memory, the rest is on disk. `checkpoint_seconds`: how often
-    it is written where the training is. `fresh`: what an interrupted call left is dropped. `make_current`: whether each
-    new generation becomes the bank's CURRENT.
+    it is written where the training is. `compile`: train with decoder layers that torch has compiled. `fresh`: what an
+    interrupted call left is dropped. `make_current`: whether each new generation becomes the bank's CURRENT.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     accumulate: int = Field(default=1, ge=1)
     cache_mib: int = Field(default=2048, ge=0)
     checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    compile: bool = False
     fresh: bool = False
     make_current: bool = True
 

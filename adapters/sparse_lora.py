@@ -98,6 +98,10 @@ class RoutedLinear(nn.Module):
         self._forget(expert_id)
         del self.deltas[expert_id]
 
+    def stay_eager(self) -> None:
+        """Never be compiled with the layer around: experts and gates change from batch to batch and task to task."""
+        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
+
     def thaw(self, expert_id: str) -> None:
         """Let an expert learn again."""
         self._forget(expert_id)

@@ -41,7 +41,7 @@ class LoraModel:
         if past:
             self._add_past(past, settings)
         if settings.compile:
-            self.compile_layers()
+            self.backbone.compile_layers()
 
     @property
     def num_parameters(self) -> int:
@@ -62,11 +62,6 @@ class LoraModel:
         """Compute with these weights from now on."""
         for name, working in self.working.items():
             working.copy_(weights[name])
-
-    def compile_layers(self) -> None:
-        """Each decoder layer by itself; batches of any size and length share what was compiled."""
-        for layer in self.backbone.layers:
-            layer.compile(dynamic=True)
 
     def render(self, examples: Sequence[Example], max_tokens: int, what: str) -> Prepared:
         """Token ids; examples that are too long are left out, as everywhere. Raises DataError if none is left."""

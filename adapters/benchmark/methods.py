@@ -8,9 +8,8 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from adapters.benchmark.settings import EwcSettings, ILoraSettings, LoraSettings, OLoraSettings
+from adapters.benchmark.settings import EwcSettings, ILoraSettings, LoraSettings, OLoraSettings, SetaSettings
 from adapters.data import DataError
-from adapters.settings import LearnSettings
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ SETA = "adapters.benchmark.seta:SetaLearner"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("seta", LearnSettings, SETA, revision=3),
-        Kind("seta-paper", LearnSettings, SETA, {"preset": "paper"}),
+        Kind("seta", SetaSettings, SETA, revision=3),
+        Kind("seta-paper", SetaSettings, SETA, {"preset": "paper"}),
         Kind("seq-lora", LoraSettings, "adapters.benchmark.lora_methods:SequentialLora"),
         Kind("ewc", EwcSettings, "adapters.benchmark.ewc:Ewc"),
         Kind("o-lora", OLoraSettings, "adapters.benchmark.o_lora:OLora"),

@@ -11,6 +11,7 @@ from adapters.benchmark.cells import Cell
 from adapters.benchmark.learner import Fit
 from adapters.benchmark.records import Stage
 from adapters.benchmark.routing import measure_routing, strip_instructions
+from adapters.benchmark.settings import SetaSettings
 from adapters.benchmark.tasks import TaskData
 from adapters.calibrate import template_lengths
 from adapters.checkpoint import read_checkpoint
@@ -26,9 +27,10 @@ class SetaLearner:
     """Its state between tasks is the bank itself."""
 
     def __init__(self, cell: Cell, tasks: list[TaskData], model_dir: Path, work: Path) -> None:
-        assert isinstance(cell.method.settings, LearnSettings)
+        settings = cell.method.settings
+        assert isinstance(settings, SetaSettings)
         self.tasks = tasks
-        self.learner = open_learner(work / "bank", str(model_dir), cell.method.settings)
+        self.learner = open_learner(work / "bank", str(model_dir), settings, settings.run)
         self.tests: dict[int, Prepared] = {}
         self.scores: dict[int, float] = {}
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.settings import LearnSettings, Target
+from adapters.settings import LearnSettings, RunSettings, Target
 
 COMMON = LearnSettings()
 ALL_LINEARS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _compile(gain: str) -> Any:
+    """Left out of a cell's key: the same computation with other rounding is the same cell."""
+    what = f"compile the decoder layers: {gain} less time a step, after a minute or two; needs a C++ compiler"
+    return Field(default=False, exclude=True, description=what)
+
+
+class SetaSettings(LearnSettings):
+    """The method's own, and how it is run."""
+
+    compile: bool = _compile("a fifth")
+
+    @property
+    def run(self) -> RunSettings:
+        return RunSettings(compile=self.compile)
 
 
 class LoraSettings(BaseModel):
@@ -25,11 +41,7 @@ class LoraSettings(BaseModel):
     max_tokens: int = Field(default=COMMON.max_tokens, ge=16)
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    compile: bool = Field(
-        default=False,
-        exclude=True,  # the same computation with other rounding: a cell is the same cell
-        description="compile the decoder layers: a third less time a step, once a minute or two; needs a C++ compiler",
-    )
+    compile: bool = _compile("a third")
 
 
 class EwcSettings(LoraSettings):

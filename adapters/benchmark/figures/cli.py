@@ -11,6 +11,7 @@ from adapters.settings import LearnSettings
 
 if TYPE_CHECKING:
     from adapters.benchmark.figures.store import Figure
+    from adapters.benchmark.settings import SetaSettings
 
 DEFAULT = LearnSettings()
 DEFAULT_MODEL = "build/models/SmolLM2-135M-Instruct"
@@ -38,14 +39,16 @@ def speed(
     rounds: Annotated[int, typer.Option(min=1)] = 10,
     batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
     seed: int = 0,
+    compile_layers: Annotated[bool, typer.Option("--compile", help="Also seta and LoRA with compiled layers.")] = False,
 ) -> None:
     """Time and memory of a training step: seta against LoRA, in turns, each in a process of its own."""
     from adapters.cli import clear_errors
 
     with clear_errors(kept="nothing"):
-        from adapters.benchmark.figures.speed import measure_speed
+        from adapters.benchmark.figures.speed import COMPILED, VARIANTS, measure_speed
 
-        _finish(out, measure_speed(data, task, model, rounds, batch_size, seed))
+        variants = (*VARIANTS, *COMPILED) if compile_layers else VARIANTS
+        _finish(out, measure_speed(data, task, model, rounds, batch_size, seed, variants))
 
 
 def unknown(
@@ -137,11 +140,12 @@ def curve(
         _finish(out, measure_curve(one, other, model, counts, _settings(steps, seed, set_), out))
 
 
-def _settings(steps: int, seed: int, overrides: list[str] | None) -> LearnSettings:
+def _settings(steps: int, seed: int, overrides: list[str] | None) -> SetaSettings:
     from adapters.benchmark.methods import parse_methods, parse_pairs
+    from adapters.benchmark.settings import SetaSettings
 
     (method,) = parse_methods(["seta"], steps, seed, parse_pairs(overrides or []))
-    assert isinstance(method.settings, LearnSettings)
+    assert isinstance(method.settings, SetaSettings)
     return method.settings
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from adapters.benchmark.cells import write_atomically
 from adapters.benchmark.figures.store import Chart, Figure
 from adapters.benchmark.records import Record
+from adapters.benchmark.settings import SetaSettings
 from adapters.benchmark.tasks import TaskData
 from adapters.learn import learn, open_learner
-from adapters.settings import LearnSettings
 
 
 class Point(Record):
@@ -25,7 +25,7 @@ class Point(Record):
 
 
 def measure_curve(
-    first: TaskData, second: TaskData, model: str, steps: Sequence[int], settings: LearnSettings, out: Path
+    first: TaskData, second: TaskData, model: str, steps: Sequence[int], settings: SetaSettings, out: Path
 ) -> Figure:
     """`settings.steps`: of the first task. Raises DataError, BankError, BaseModelError."""
     identity = json.dumps([first.digest, second.digest, model, settings.model_dump(mode="json")])
@@ -39,7 +39,7 @@ def measure_curve(
     return curve_figure(first.name, second.name, steps, goal, after, scratch)
 
 
-def _point(folder: Path, name: str, parent: Path | None, task: TaskData, model: str, settings: LearnSettings) -> float:
+def _point(folder: Path, name: str, parent: Path | None, task: TaskData, model: str, settings: SetaSettings) -> float:
     """Learn `task` in a bank of its own, a copy of `parent` or a new one; the accuracy right after."""
     path, bank = folder / f"{name}.json", folder / f"{name}.bank"
     if path.is_file():
@@ -48,7 +48,7 @@ def _point(folder: Path, name: str, parent: Path | None, task: TaskData, model: 
     shutil.rmtree(bank, ignore_errors=True)
     if parent is not None:
         shutil.copytree(parent, bank)
-    learner = open_learner(bank, model, settings)
+    learner = open_learner(bank, model, settings, settings.run)
     learn(learner, task.name, task.train, task.test)
     accuracy = learner.manifest.tasks[-1].metrics["accuracy"]
     write_atomically(path, Point(accuracy=accuracy).model_dump_json().encode())

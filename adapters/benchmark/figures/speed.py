@@ -18,10 +18,13 @@ from adapters.data import DataError
 from adapters.progress import Steps, console
 
 VARIANTS = ("seta", "lora", "peft")
+COMPILED = ("seta-compiled", "lora-compiled")
 WHAT = {
     "seta": "seta: the layers above the trunk, from cached trunk outputs",
     "lora": "LoRA, rank 8, all linears: PEFT's layers in this benchmark's loop",
     "peft": "LoRA, rank 8, all linears: PEFT and transformers as documented",
+    "seta-compiled": "seta, decoder layers compiled",
+    "lora-compiled": "LoRA in this benchmark's loop, decoder layers compiled",
 }
 Answer = dict[str, Any]
 

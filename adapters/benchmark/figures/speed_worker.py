@@ -23,7 +23,7 @@ from adapters.batches import Batches
 from adapters.benchmark.lora import LoraModel
 from adapters.benchmark.lora_training import train
 from adapters.benchmark.memory import peak_bytes, reset_peak
-from adapters.benchmark.settings import ALL_LINEARS, LoraSettings
+from adapters.benchmark.settings import ALL_LINEARS, LoraSettings, SetaSettings
 from adapters.benchmark.tasks import TaskData, read_sequence
 from adapters.data import Tokens
 from adapters.examples import gate_samples, prepare, render_all
@@ -31,7 +31,6 @@ from adapters.fit import Fitting
 from adapters.gate import AnalyticGate
 from adapters.gate_learning import Fitted
 from adapters.learner import open_learner
-from adapters.settings import LearnSettings
 from adapters.trainer import new_expert, within_budget
 
 NUM_EXAMPLES = 256
@@ -39,10 +38,10 @@ Step = Callable[[int], None]
 """One optimiser step on the batch that a seed draws."""
 
 
-def seta_step(task: TaskData, model_dir: Path, settings: LearnSettings) -> tuple[Step, list[Tokens], float]:
+def seta_step(task: TaskData, model_dir: Path, given: SetaSettings) -> tuple[Step, list[Tokens], float]:
     """On half of the blocks above the trunk, drawn at random: which ones they are does not change a step's cost."""
     with tempfile.TemporaryDirectory() as folder:
-        learner = open_learner(Path(folder) / "bank", str(model_dir), settings)
+        learner = open_learner(Path(folder) / "bank", str(model_dir), given, given.run)
     model, settings = learner.model, learner.settings
     assert settings.trunk_layers is not None
     start = time.monotonic()
@@ -120,9 +119,11 @@ def main() -> None:
     setup: dict[str, Any] = json.loads(sys.stdin.readline())
     (task,) = read_sequence(Path(setup["data"]), (setup["task"],), NUM_EXAMPLES, 1, setup["seed"])
     model_dir, common = resolve_model_dir(setup["model"]), {"batch_size": setup["batch_size"], "steps": 1}
-    if setup["variant"] == "seta":
-        step, tokens, once_seconds = seta_step(task, model_dir, LearnSettings(**common))
-    elif setup["variant"] == "lora":
+    variant, _, compiled = setup["variant"].partition("-")
+    common["compile"] = bool(compiled)
+    if variant == "seta":
+        step, tokens, once_seconds = seta_step(task, model_dir, SetaSettings(**common))
+    elif variant == "lora":
         step, tokens, once_seconds = lora_step(task, model_dir, LoraSettings(**common))
     else:
         step, tokens, once_seconds = peft_step(task, model_dir, LoraSettings(**common))

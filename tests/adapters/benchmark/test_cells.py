@@ -84,7 +84,8 @@ def test_names_alone_do_not_change_the_key():
 
 
 def test_compiled_or_not_it_is_the_same_cell():
-    assert cell("seq-lora:compile=true").key == cell().key
+    for name in ("seq-lora", "seta", "seta-paper"):
+        assert cell(f"{name}:compile=true").key == cell(name).key
 
 
 def test_a_result_and_progress_read_back_as_written(store: CellStore):

@@ -19,14 +19,13 @@ from adapters.benchmark.figures.speed import speed_figure
 from adapters.benchmark.figures.speed_worker import lora_step, padded, peft_step, seta_step
 from adapters.benchmark.figures.starts import columns_of, forced
 from adapters.benchmark.figures.unknown import auroc, caught
-from adapters.benchmark.settings import LoraSettings
+from adapters.benchmark.settings import LoraSettings, SetaSettings
 from adapters.benchmark.tasks import TaskData
 from adapters.calibrate import general_prompts
 from adapters.data import Tokens
 from adapters.learn import learn, open_learner
-from adapters.settings import LearnSettings
 
-SETTINGS = LearnSettings(steps=1, batch_size=4, block_size=32, rank=4, trunk_layers=1)
+SETTINGS = SetaSettings(steps=1, batch_size=4, block_size=32, rank=4, trunk_layers=1)
 
 
 def run(*arguments: object) -> Result:

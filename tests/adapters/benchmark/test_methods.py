@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.benchmark.methods import KINDS, parse_method, parse_methods
+from adapters.benchmark.settings import SetaSettings
 from adapters.data import DataError
-from adapters.settings import LearnSettings
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -16,7 +16,7 @@ def test_every_method_has_the_run_s_steps_and_seed(name):
 
 def test_seta_paper_is_the_preset() -> None:
     paper = parse_method("seta-paper:density=0.13", 7, 0, {}).settings
-    assert paper == LearnSettings(preset="paper", steps=7, density=0.13)
+    assert paper == SetaSettings(preset="paper", steps=7, density=0.13)
     assert paper.gate == "softmax" and paper.sharing == "elastic"
 
 
