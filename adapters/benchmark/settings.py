@@ -21,7 +21,7 @@ def _compile(gain: str) -> Any:
 class SetaSettings(LearnSettings):
     """The method's own, and how it is run."""
 
-    compile: bool = _compile("a fifth")
+    compile: bool = _compile("a sixth to a fifth")
 
     @property
     def run(self) -> RunSettings:
