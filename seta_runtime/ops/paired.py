@@ -105,10 +105,8 @@ class PairedStack:
         self.address = ctypes.addressof(self._projection)
         self.num_tasks = len(members)
         self.num_outputs, self.num_inputs = ((places.amax(0) + 1) * size).tolist()
-
-    @property
-    def nbytes(self) -> int:
-        return self.blocks.nbytes + self.first.nbytes + sum(mine.nbytes for mine in self.experts)
+        # Here, in the thread that loads: it is asked for between two steps.
+        self.nbytes = self.blocks.nbytes + self.first.nbytes + sum(mine.nbytes for mine in self.experts)
 
 
 @dataclass(frozen=True)

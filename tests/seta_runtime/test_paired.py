@@ -180,6 +180,15 @@ def test_memory_is_the_banks_own_and_where_it_lies() -> None:
 
 
 @needs_product
+def test_a_size_is_told_without_a_look_at_every_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for between two steps."""
+    packed = packed_in_bfloat16(random_experts((192, 576), [13, 13], [32, 32], 64), [[0], [1]], (192, 576))
+    size = packed.nbytes
+    monkeypatch.delattr(PairedBlocks, "nbytes")
+    assert packed.nbytes == size > 0
+
+
+@needs_product
 def test_what_it_can_take() -> None:
     def takes(rank: int, size: int, dtype: torch.dtype = torch.bfloat16) -> bool:
         return can_pair(SparseBlocks(torch.zeros(1, 2), torch.ones(1, rank, size), torch.ones(1, size, rank)), dtype)
