@@ -1,4 +1,4 @@
-"""Experts in memory: generations that have an expert in common share it, and only new ones are read.
+"""Experts in memory: generations that have an expert in common share it, and only new ones are unpacked.
 
 An expert's object never changes, so the next generation of a bank, which has all experts of the one before and one task
 more, costs the memory and the time of that task. An expert goes with the last generation that has it.
@@ -44,11 +44,16 @@ class KeptExperts:
         return len(self._kept)
 
     def take(self, reader: ExpertReader, info: ExpertInfo) -> KeptExpert:
-        """The expert, read and verified where it is not in memory, or is not stored any more: that is an error."""
+        """The expert. Of one that is in memory the file is still compared with its digest: the next start needs it.
+
+        Raises a BankError.
+        """
         key = reader.verified_as(info)
         found = self._kept.get(key)
-        if found is None or not reader.bank.has_object(info.ref):
+        if found is None:
             found = self._kept[key] = KeptExpert(reader.read(info))
+        else:
+            reader.bank.check_bytes(info.ref)
         return found
 
 

@@ -24,7 +24,15 @@ from .files import Disk, atomic_write, read_error, read_file, safe_path, write_e
 from .info import ExpertInfo, ObjectRef
 from .lock import LOCK_NAME, learner_lock, writer_lock
 from .manifest import GENERATIONS_DIR, MAX_MANIFEST_BYTES, Manifest, manifest_path
-from .objects import OBJECTS_DIR, encode_object, is_stored, read_object, write_object
+from .objects import (
+    OBJECTS_DIR,
+    encode_object,
+    is_stored,
+    read_object,
+    read_object_bytes,
+    verify_bytes,
+    write_object,
+)
 from .transfer import export_chunks, export_generation, import_archive, import_generation, missing_objects
 from .upkeep import GRACE_SECONDS, Collected, collect_garbage, find_problems, remove_temporary_files
 
@@ -97,9 +105,9 @@ class Bank:
         with self.writing():
             return write_object(self.disk, self.root, data)
 
-    def has_object(self, ref: ObjectRef) -> bool:
-        """Whether a file of its name and size is there; its bytes are verified when it is read."""
-        return is_stored(self.root, ref)
+    def check_bytes(self, ref: ObjectRef) -> None:
+        """Compare an object's file with its size and digest. Raises: BankNotFound, BankCorrupt, BankIOError."""
+        verify_bytes(read_object_bytes(self.root, ref), ref)
 
     def load_expert(self, manifest: Manifest, expert: str | ExpertInfo) -> dict[str, Tensor]:
         """An expert's tensors, fully verified against `manifest`; an id is looked up in it."""

@@ -1,4 +1,4 @@
-"""Generations share the experts they have in common: each is read once, and goes with the last that has it."""
+"""Generations share the experts they have in common: each is unpacked once, and goes with the last that has it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bank(tmp_path: Path) -> Bank:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The experts that were read, in turn."""
+    """The experts that were unpacked, in turn."""
     ids, original = list[str](), Bank.load_expert
 
     def counting(self: Bank, manifest: Manifest, expert: ExpertInfo) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def answers(loaded: ResidentGeneration, task: int) -> torch.Tensor:
     return torch.cat(found)
 
 
-def test_only_a_new_expert_is_read_and_answers_are_those_of_a_fresh_load(bank: Bank, read: list[str]) -> None:
+def test_only_a_new_expert_is_unpacked_and_answers_are_those_of_a_fresh_load(bank: Bank, read: list[str]) -> None:
     known = KeptExperts()
     older = load(bank, 1, known)
     assert read == ["task0000.unique", "task0001.unique"]
@@ -101,15 +101,21 @@ def test_the_newer_one_serves_on_when_the_older_one_goes(bank: Bank) -> None:
     assert torch.equal(answers(newer, 0), before) and churn
 
 
-def test_an_object_that_is_gone_is_an_error_although_it_is_in_memory(bank: Bank) -> None:
+@pytest.mark.parametrize("damage", ["gone", "altered", "cut"])
+def test_a_damaged_file_is_an_error_although_the_expert_is_in_memory(bank: Bank, damage: str) -> None:
     """The next start could not read it."""
     known = KeptExperts()
     older = load(bank, 1, known)
-    expert = bank.manifest(1).experts[0]
-    next(bank.root.glob(f"objects/sha256/{expert.object}*")).unlink()
-    with pytest.raises(BankNotFound):
+    path = next(bank.root.glob(f"objects/sha256/{bank.manifest(1).experts[0].object}*"))
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data[:-1] + (bytes([data[-1] ^ 1]) if damage == "altered" else b""))
+    with pytest.raises(BankNotFound if damage == "gone" else BankCorrupt):
         load(bank, 2, known)
     assert answers(older, 0).any()
+    path.write_bytes(data)
+    assert load(bank, 2, known).kept[0] is older.kept[0]
 
 
 def test_another_description_of_a_known_object_is_compared_with_its_bytes(bank: Bank) -> None:
