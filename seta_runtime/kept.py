@@ -17,7 +17,7 @@ from adapters.bank import Bank, ExpertInfo, Manifest, expert_sites
 from seta_runtime.ops import fused
 from seta_runtime.ops.blocks import SparseBlocks
 from seta_runtime.ops.experts import Blocks, ProjectionExperts, pack, prepared
-from seta_runtime.ops.paired import PairedBlocks, PairedExperts
+from seta_runtime.ops.paired import PairedExperts
 from seta_runtime.ranks import Part, Ranks
 
 PackedExperts = PairedExperts | ProjectionExperts | fused.RankBlocks
@@ -94,7 +94,7 @@ class ExpertReader:
         shape = self._parts[target].shape
         if not fused.is_selected(self.device):
             return pack(blocks, members, shape, self.dtype, self.device, self.with_mixtures)
-        sparse = [mine.sparse() if isinstance(mine, PairedBlocks) else mine for mine in blocks]
+        sparse = [None if mine is None else mine.sparse() for mine in blocks]
         return fused.rank_blocks(sparse, shape, self.dtype, self.device)
 
     @cached_property

@@ -92,7 +92,7 @@ class ResidentGeneration:
         ranks: Ranks = ALONE,
         known: KeptExperts | None = None,
     ) -> ResidentGeneration:
-        """Read and verify a generation, but for experts that are `known`, which were when they were read.
+        """Read and verify a generation; of experts that are `known` the files' digests are compared, no more.
 
         `digest` is its manifest's, where the caller has read that before. Of the experts, this rank's part is kept.
 

@@ -22,6 +22,10 @@ class SparseBlocks:
     def num_values(self) -> int:
         return self.a.numel() + self.b.numel()
 
+    def sparse(self) -> SparseBlocks:
+        """Itself; every form of blocks answers it."""
+        return self
+
     def cut(self, rows: range, columns: range) -> SparseBlocks | None:
         """ΔW's part in those rows and columns, as sub-blocks of that smaller matrix; None if there are none.
 

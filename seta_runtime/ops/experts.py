@@ -79,7 +79,7 @@ def pack(
     paired = [(index, expert) for index, expert in present.items() if isinstance(expert, PairedBlocks)]
     if paired and len(paired) == len(present):
         return pair(paired, members)
-    sparse = {e: mine.sparse() if isinstance(mine, PairedBlocks) else mine for e, mine in present.items()}
+    sparse = {index: expert.sparse() for index, expert in present.items()}
     return _pack_for_torch(sparse, members, shape, dtype, device, with_mixtures)
 
 

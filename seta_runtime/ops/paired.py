@@ -183,10 +183,8 @@ def _check(multiply: Product) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b, x = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, 32, 64), (2, 64, 32), (37, 128)))
     blocks = SparseBlocks(torch.tensor([[0, 0], [1, 1]]), a, b)
-    stack, tokens = (
-        PairedStack([(0, PairedBlocks.of(blocks))], [[0]]),
-        TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 21))]),
-    )
+    stack = PairedStack([(0, PairedBlocks.of(blocks))], [[0]])
+    tokens = TaskRows([(0, torch.arange(0, 37, 2)), (0, range(1, 21))])
     y = torch.zeros(37, 128, dtype=torch.bfloat16)
     multiply(y.data_ptr(), 128, x.data_ptr(), 128, stack.address, tokens.address, tokens.count)
     expected = torch.zeros(37, 128)
