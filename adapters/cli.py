@@ -56,7 +56,7 @@ def learn(
         Literal["seta", "paper"], typer.Option(help="Where settings come from that are not given.")
     ] = DEFAULT.preset,
     sharing: Annotated[
-        Literal["off", "frozen", "elastic"] | None,
+        Literal["off", "helpful", "frozen", "elastic"] | None,
         typer.Option(help=f"What happens to sub-blocks that earlier tasks hold; default {DEFAULT.sharing}."),
     ] = None,
     gate: Annotated[

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from adapters.anchoring import Anchor, Anchors
 from adapters.blocks import Block, by_site
+from adapters.examples import Prepared
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
 from adapters.split_on_share import shared_id, split_on_share
+from adapters.transfer import helpful_parts
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,29 @@ class Composition:
 
 
 def compose(
-    model: RoutedModel, chosen: frozenset[Block], task_names: Sequence[str], settings: LearnSettings
+    model: RoutedModel, data: Prepared, chosen: frozenset[Block], task_names: Sequence[str], settings: LearnSettings
 ) -> Composition:
-    """Split the model's experts where the task that is last in `task_names` shares them.
+    """Split the model's experts where the task that is last in `task_names`, whose examples are `data`, shares them.
 
     A task that would get nothing to train, because others hold all it chose, is learned without sharing.
     """
     if settings.sharing == "off":
         return Composition(chosen, {})
-    split = split_on_share(model.blocks(), chosen, settings.share_at_least, settings.keep_at_least)
-    parents = [expert_id for expert_id, blocks in split.shared.items() if blocks]
-    if not split.own and (settings.sharing == "frozen" or not parents):
+    if settings.sharing == "helpful":
+        shared = helpful_parts(model, data, chosen, settings)
+        own = chosen.difference(*shared.values())
+    else:
+        split = split_on_share(model.blocks(), chosen, settings.share_at_least, settings.keep_at_least)
+        shared = {expert_id: blocks for expert_id, blocks in split.shared.items() if blocks}
+        own = split.own
+    if not own and not (settings.sharing == "elastic" and shared):
         return Composition(chosen, {})
     new_task, parent_of = len(task_names) - 1, {}
-    for parent in parents:
+    for parent, blocks in shared.items():
         new_id = shared_id([*(task_names[task] for task in model.expert_tasks[parent]), task_names[new_task]])
-        model.split(parent, new_id, by_site(split.shared[parent]), new_task)
+        model.split(parent, new_id, by_site(blocks), new_task)
         parent_of[new_id] = parent
-    return Composition(split.own, parent_of)
+    return Composition(own, parent_of)
 
 
 def anchor(model: RoutedModel, shared: Sequence[str], settings: LearnSettings) -> Anchors:

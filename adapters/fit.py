@@ -23,6 +23,7 @@ from adapters.anchoring import Anchors
 from adapters.batches import Batches
 from adapters.examples import Prepared
 from adapters.gate_learning import Decisions
+from adapters.nll import answer_nll
 from adapters.parallel import ALONE, Processes
 from adapters.progress import Steps
 from adapters.routed import RoutedModel
@@ -187,14 +188,6 @@ def _run_backward(loss: Tensor) -> None:
     """Not where it depends on nothing that learns: the gate may send no token of a batch to such an expert."""
     if loss.requires_grad:
         loss.backward()
-
-
-def answer_nll(model: RoutedModel, data: Prepared, batch: list[int], weights: list[Tensor]) -> Tensor:
-    """Sum of the negative log-likelihoods of the answers' tokens (the NLL of eq. 13), from cached trunk outputs."""
-    output = model.forward([data.trunk[i] for i in batch], weights)
-    rows, positions, labels = data.targets(batch)
-    logits = model.backbone.logits(output[rows, positions])
-    return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 def late_start(weights: Tensor, prompt_length: int, share: float, rng: random.Random) -> Tensor:

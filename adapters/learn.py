@@ -114,7 +114,7 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     scored = log.scores() or log.keep_scores(_score_blocks(learner, data))
     choice = choose_blocks(model, scored, settings, learner.history)
     known = list(model.experts)
-    composition = compose(model, choice.blocks, names, settings)
+    composition = compose(model, data, choice.blocks, names, settings)
     unique_id, shared = f"{name}.unique", list(composition.parent_of)
     if composition.own:
         model.add(unique_id, new_expert(model, composition.own, settings), [index])

@@ -72,6 +72,11 @@ class RoutedModel:
         for site, delta in expert.items():
             self.sites[site].add(expert_id, delta)
 
+    def remove(self, expert_id: str) -> None:
+        for site in self.experts[expert_id]:
+            self.sites[site].remove(expert_id)
+        del self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
+
     def split(self, expert_id: str, shared_id: str, shared: Mapping[Site, Tensor], task: int) -> None:
         """Cut an expert in two (eq. 7): its rows on the blocks `shared` become `shared_id`, which `task` uses as well.
 
@@ -80,13 +85,13 @@ class RoutedModel:
         parent, tasks, dtype = self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
         cut: Expert = {site: parent[site].take(blocks) for site, blocks in shared.items()}
         rest: Expert = {site: kept for site, delta in parent.items() if (kept := delta.without(shared.get(site)))}
-        for site in parent:
-            self.sites[site].remove(expert_id)
         if rest:
+            for site in parent:
+                self.sites[site].remove(expert_id)
             self.add(expert_id, rest, tasks, dtype)  # an id keeps its place among the experts
             self.freeze(expert_id)
         else:
-            del self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
+            self.remove(expert_id)
         self.add(shared_id, cut, [*tasks, task], dtype)
         self.freeze(shared_id)
 
@@ -130,6 +135,12 @@ class RoutedModel:
         """Trunk outputs `[T_i, d]` and the gate's weights `[T_i, columns]` of a batch → the last output `[B, T, d]`."""
         self.route(torch.nn.utils.rnn.pad_sequence(list(weights), batch_first=True))
         return self.backbone.run(pad_hidden(trunk), self.trunk_layers, self.backbone.num_layers)
+
+    def compose(self, trunk: Sequence[Tensor], expert_ids: tuple[str, ...]) -> Tensor:
+        """The same with these experts on at every token, and no other."""
+        hidden = pad_hidden(trunk)
+        self.gates.active = [(expert_ids, torch.ones(hidden.shape[:2]))]
+        return self.backbone.run(hidden, self.trunk_layers, self.backbone.num_layers)
 
     def expert_tensors(self, expert_id: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The expert as the bank keeps it (`docs/design.md`)."""

@@ -41,11 +41,11 @@ class LearnSettings(BaseModel):
     starts at a random later token than the gate lets it.
 
     `sharing`: what happens to blocks that earlier tasks hold and the new one wants, too. "off": every task has deltas
-    of its own there; "frozen": it composes the earlier ones as they are; "elastic": they become shared experts that
-    learn on (eq. 6, 7). `share_at_least` [tau_ect]: fewer common blocks in a layer are not shared. `keep_at_least`
-    [tau_trt]: a smaller rest of an expert in a layer is shared, too. `anchor_strength` [lambda_base]; `anchor_weights`:
-    shared experts that learn are held to what they were [L_reg, eq. 9-11]; `anchor_routes`: and the softmax gate is
-    kept from sending the new task to them [L_gate, eq. 12].
+    of its own there; "frozen": it composes the earlier ones as they are; "helpful": the same with those experts alone
+    that lower its loss; "elastic": they become shared experts that learn on (eq. 6, 7). `share_at_least` [tau_ect]:
+    fewer common blocks in a layer are not shared. `keep_at_least` [tau_trt]: a smaller rest of an expert in a layer is
+    shared, too. `anchor_strength` [lambda_base]; `anchor_weights`: shared experts that learn are held to what they were
+    [L_reg, eq. 9-11]; `anchor_routes`: and the softmax gate is kept from sending the new task to them [L_gate, eq. 12].
 
     `gate`: "analytic", over tasks, in closed form, or "softmax", the paper's, over experts, learned. `top_k`: how many
     of its columns a token may use; by default 1 and 4. The bank's first generation fixes both. The softmax gate alone:
@@ -62,7 +62,7 @@ class LearnSettings(BaseModel):
     adaptive_budget: bool = False
     divergence: bool = False
     rank: int = Field(default=32, ge=1, le=4096)
-    sharing: Literal["off", "frozen", "elastic"] = "off"
+    sharing: Literal["off", "helpful", "frozen", "elastic"] = "off"
     share_at_least: int = Field(default=5, ge=1)
     keep_at_least: int = Field(default=2, ge=0)
     anchor_strength: float = Field(default=0.1, ge=0, allow_inf_nan=False)

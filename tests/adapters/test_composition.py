@@ -14,6 +14,7 @@ from adapters.bank import expert_sites
 from adapters.blocks import Block
 from adapters.composition import Composition, anchor, compose
 from adapters.evaluate import TaskScore
+from adapters.examples import Prepared
 from adapters.publish import Learned, changed_unmeasured
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
@@ -23,6 +24,9 @@ from tests.adapters.learning import raw_bytes
 
 NAMES = ["a", "b", "c"]
 SETTINGS = LearnSettings(block_size=32, rank=2, sharing="elastic", share_at_least=2, keep_at_least=1)
+
+NO_DATA = Prepared([], [], [], [])
+"""Only `sharing="helpful"` looks at the examples (`test_transfer.py`)."""
 
 
 def row(*columns: int) -> frozenset[Block]:
@@ -50,7 +54,7 @@ def model(backbone: Backbone) -> RoutedModel:
 
 
 def compose_with(model: RoutedModel, wanted: frozenset[Block], **changes: object) -> Composition:
-    return compose(model, wanted, NAMES, SETTINGS.model_copy(update=changes))
+    return compose(model, NO_DATA, wanted, NAMES, SETTINGS.model_copy(update=changes))
 
 
 def test_without_sharing_a_task_has_all_that_it_chose(model: RoutedModel) -> None:
@@ -129,7 +133,7 @@ def test_what_a_task_does_not_share_keeps_its_bytes(
     for task, wanted in enumerate(choices):
         before = rows_of(model)
         names = [f"t{i}" for i in range(task + 1)]
-        composition = compose(model, wanted, names, current)
+        composition = compose(model, NO_DATA, wanted, names, current)
         assert rows_of(model) == before
         if composition.own:
             expert = new_expert(model, composition.own, current.model_copy(update={"seed": task}))

@@ -10,9 +10,10 @@ from torch import Tensor
 from adapters.blocks import WarmUp
 from adapters.composition import anchor
 from adapters.examples import Prepared, prepare
-from adapters.fit import Fitting, answer_nll, backward_nll
+from adapters.fit import Fitting, backward_nll
 from adapters.gate_learning import Fitted, Learning
 from adapters.learner import Learner, open_learner
+from adapters.nll import answer_nll
 from adapters.parallel import ALONE, Processes
 from adapters.settings import LearnSettings
 from adapters.softmax_gate import SoftmaxGate
