@@ -19,15 +19,18 @@ def held_out_prompts() -> list[str]:
 
 
 def measure_general(opened: OpenedBank, prompts: Sequence[str], max_tokens: int, name: str) -> Figure:
-    """A prompt is routed if the gate sends any token of it, or of its answer, to a task."""
+    """A prompt is routed if the gate sends any token of it, or of its answer, to a task.
+
+    Of one that is not, the base model's answer is not generated again: no expert was on, so that is what was computed.
+    """
     routed, different = [], []
     for prompt in track(prompts, "general prompts", unit="prompts"):
         ids = render_chat(opened.model.backbone.tokenizer, [{"role": "user", "content": prompt}])
         ours = generate(opened.model, opened.gate, ids, max_tokens)
-        base = generate(opened.model, None, ids, max_tokens)
-        if bool(opened.gate.decide(ours.pooled).any()):
-            routed.append(prompt)
-        if ours.tokens != base.tokens:
+        if not bool(opened.gate.decide(ours.pooled).any()):
+            continue
+        routed.append(prompt)
+        if ours.tokens != generate(opened.model, None, ids, max_tokens).tokens:
             different.append(prompt)
     count = len(prompts)
     same = 100 * (count - len(different)) / count
