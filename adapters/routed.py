@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -141,6 +142,19 @@ class RoutedModel:
         hidden = pad_hidden(trunk)
         self.gates.active = [(expert_ids, torch.ones(hidden.shape[:2]))]
         return self.backbone.run(hidden, self.trunk_layers, self.backbone.num_layers)
+
+    @contextmanager
+    def base_gradients(self) -> Iterator[dict[Site, Tensor]]:
+        """While open, the frozen weights of the targets, by site, collect gradients."""
+        weights = {site: routed.base.weight for site, routed in self.sites.items()}
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        try:
+            yield weights
+        finally:
+            for weight in weights.values():
+                weight.requires_grad_(False)
+                weight.grad = None
 
     def expert_tensors(self, expert_id: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The expert as the bank keeps it (`docs/design.md`)."""

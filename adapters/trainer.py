@@ -59,10 +59,9 @@ def score_blocks(
 ) -> Scored:
     """Gradient warm-up on the untouched weights (eq. 2): standardised block scores (eq. 3), the number of its steps."""
     batches = Batches(len(data), settings.batch_size, random.Random(settings.seed))
-    weights = {site: routed.base.weight for site, routed in model.sites.items()}
-    sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
     rule, stop = WarmUp(), False
-    with _gradients_of(list(weights.values())), Steps("block scores", rule.max_steps, "steps") as steps:
+    with model.base_gradients() as weights, Steps("block scores", rule.max_steps, "steps") as steps:
+        sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
         while not stop:
             batch = batches.draw()
             base = [torch.zeros(len(data.tokens[i].ids) - 1, 0) for i in batch]
@@ -92,19 +91,3 @@ def new_expert(model: RoutedModel, blocks: Collection[Block], settings: LearnSet
 
 def _grid(weight: Tensor, size: int) -> tuple[int, int]:
     return weight.shape[0] // size, weight.shape[1] // size
-
-
-class _gradients_of:
-    """While open, the given frozen weights collect gradients."""
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        self.weights = weights
-
-    def __enter__(self) -> None:
-        for weight in self.weights:
-            weight.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for weight in self.weights:
-            weight.requires_grad_(False)
-            weight.grad = None
