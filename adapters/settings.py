@@ -76,7 +76,7 @@ class LearnSettings(BaseModel):
     steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
-    late_start: float = Field(default=0.5, ge=0, le=1)
+    late_start: float = Field(default=0.25, ge=0, le=1)
     max_tokens: int = Field(default=1024, ge=16, description="longer examples are left out, and counted")
     held_out: float = Field(
         default=0.1, ge=0, lt=1, description="share of a task's examples kept for evaluation when no test file is given"

@@ -11,7 +11,7 @@ def test_the_default_shares_nothing_and_routes_in_closed_form() -> None:
     settings = LearnSettings()
     assert (settings.preset, settings.sharing, settings.gate) == ("seta", "off", "analytic")
     assert not settings.divergence and not settings.adaptive_budget
-    assert settings.late_start == 0.5 and settings.keep == 1
+    assert settings.late_start == 0.25 and settings.keep == 1
 
 
 def test_the_papers_preset_switches_every_part_on() -> None:
