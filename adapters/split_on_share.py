@@ -46,7 +46,7 @@ def split_on_share(experts: Mapping[str, Blocks], new: Blocks, share_at_least: i
     shared: dict[str, Blocks] = {}
     remainder: dict[str, Blocks] = {}
     for expert_id, old in experts.items():
-        parts = [split_layer(in_layer, new, share_at_least, keep_at_least) for in_layer in by_layer(old).values()]
+        parts = [split_layer(in_layer, new, share_at_least, keep_at_least) for in_layer in _by_layer(old).values()]
         shared[expert_id] = frozenset().union(*(part for part, _ in parts))
         remainder[expert_id] = frozenset().union(*(part for _, part in parts))
     held = frozenset().union(*experts.values())
@@ -62,8 +62,7 @@ def shared_id(tasks: Sequence[str]) -> str:
     return f"{tasks[0]}.shared.{digest}"
 
 
-def by_layer(blocks: Blocks) -> dict[int, Blocks]:
-    """The blocks of each decoder layer."""
+def _by_layer(blocks: Blocks) -> dict[int, Blocks]:
     layers: dict[int, set[Block]] = {}
     for block in blocks:
         layers.setdefault(block[0], set()).add(block)
