@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from adapters.admin_client import KEY_VARIABLE, AdminClient, AdminError, read_key
-from adapters.settings import DEFAULT_RUN, LearnSettings, RunSettings
+from adapters.settings import DEFAULT_RUN, GateKind, LearnSettings, Preset, RunSettings, Sharing
 
 if TYPE_CHECKING:
     from adapters.bank import Manifest
@@ -52,15 +52,13 @@ def learn(
     steps: Annotated[int, typer.Option(min=1, help="Training steps a task.")] = DEFAULT.steps,
     batch_size: Annotated[int, typer.Option(min=1)] = DEFAULT.batch_size,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = DEFAULT.learning_rate,
-    preset: Annotated[
-        Literal["seta", "paper"], typer.Option(help="Where settings come from that are not given.")
-    ] = DEFAULT.preset,
+    preset: Annotated[Preset, typer.Option(help="Where settings come from that are not given.")] = DEFAULT.preset,
     sharing: Annotated[
-        Literal["off", "helpful", "frozen", "elastic"] | None,
+        Sharing | None,
         typer.Option(help=f"What happens to sub-blocks that earlier tasks hold; default {DEFAULT.sharing}."),
     ] = None,
     gate: Annotated[
-        Literal["analytic", "softmax"] | None,
+        GateKind | None,
         typer.Option(help=f"New bank only: how tokens are routed; default {DEFAULT.gate}."),
     ] = None,
     density: Annotated[

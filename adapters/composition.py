@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from adapters.anchoring import Anchor, Anchors
 from adapters.blocks import Block, by_site
 from adapters.examples import Prepared
+from adapters.helpful import helpful_parts
 from adapters.routed import RoutedModel
 from adapters.settings import LearnSettings
 from adapters.split_on_share import shared_id, split_on_share
-from adapters.transfer import helpful_parts
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ def compose(
         own = chosen.difference(*shared.values())
     else:
         split = split_on_share(model.blocks(), chosen, settings.share_at_least, settings.keep_at_least)
-        shared = {expert_id: blocks for expert_id, blocks in split.shared.items() if blocks}
-        own = split.own
+        shared, own = split.parts, split.own
     if not own and not (settings.sharing == "elastic" and shared):
         return Composition(chosen, {})
     new_task, parent_of = len(task_names) - 1, {}

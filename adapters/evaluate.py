@@ -9,6 +9,7 @@ import torch
 
 from adapters.evidence import Gate
 from adapters.examples import Prepared
+from adapters.nll import answer_logits
 from adapters.progress import track
 from adapters.routed import RoutedModel
 
@@ -42,9 +43,8 @@ def exact_match(model: RoutedModel, data: Prepared, what: str) -> float:
     right = 0
     for batch in track(data.batches(EVAL_BATCH_TOKENS), f"evaluating {what}", unit="batches"):
         output = model.forward([data.trunk[i] for i in batch], [data.weights[i] for i in batch])
-        rows, positions, labels = data.targets(batch)
-        is_greedy = model.backbone.logits(output[rows, positions]).argmax(-1) == labels
-        wrong_rows = set(rows[~is_greedy].tolist())
+        rows, logits, labels = answer_logits(model, data, batch, output)
+        wrong_rows = set(rows[logits.argmax(-1) != labels].tolist())
         right += len(batch) - len(wrong_rows)
     return 100 * right / len(data)
 

@@ -1,4 +1,4 @@
-"""The loss of a batch's answers under experts (the NLL of eq. 13)."""
+"""What a model with experts makes of a batch's answers: their logits, and the loss (the NLL of eq. 13)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def answer_nll(model: RoutedModel, data: Prepared, batch: Sequence[int], weights
 
 def nll_of(model: RoutedModel, data: Prepared, batch: Sequence[int], output: Tensor) -> Tensor:
     """The same of a last output `[B, T, d]`."""
-    rows, positions, labels = data.targets(batch)
-    logits = model.backbone.logits(output[rows, positions])
+    _, logits, labels = answer_logits(model, data, batch, output)
     return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def answer_logits(
+    model: RoutedModel, data: Prepared, batch: Sequence[int], output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `[n]`, logits `[n, vocab]` and labels `[n]` of the answers' tokens; no other logits are computed."""
+    rows, positions, labels = data.targets(batch)
+    return rows, model.backbone.logits(output[rows, positions]), labels

@@ -78,13 +78,17 @@ class RoutedModel:
             self.sites[site].remove(expert_id)
         del self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
 
+    def part(self, expert_id: str, blocks: Mapping[Site, Tensor]) -> Expert:
+        """A copy of an expert's rows on these of its blocks, per site `[n, 2]`."""
+        return {site: self.experts[expert_id][site].take(found) for site, found in blocks.items()}
+
     def split(self, expert_id: str, shared_id: str, shared: Mapping[Site, Tensor], task: int) -> None:
         """Cut an expert in two (eq. 7): its rows on the blocks `shared` become `shared_id`, which `task` uses as well.
 
         The rest keeps its id and its very values, and goes if nothing is left of it. Both are frozen.
         """
         parent, tasks, dtype = self.experts[expert_id], self.expert_tasks[expert_id], self.dtypes[expert_id]
-        cut: Expert = {site: parent[site].take(blocks) for site, blocks in shared.items()}
+        cut = self.part(expert_id, shared)
         rest: Expert = {site: kept for site, delta in parent.items() if (kept := delta.without(shared.get(site)))}
         if rest:
             for site in parent:
@@ -135,12 +139,15 @@ class RoutedModel:
     def forward(self, trunk: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """Trunk outputs `[T_i, d]` and the gate's weights `[T_i, columns]` of a batch → the last output `[B, T, d]`."""
         self.route(torch.nn.utils.rnn.pad_sequence(list(weights), batch_first=True))
-        return self.backbone.run(pad_hidden(trunk), self.trunk_layers, self.backbone.num_layers)
+        return self._run(pad_hidden(trunk))
 
-    def compose(self, trunk: Sequence[Tensor], expert_ids: tuple[str, ...]) -> Tensor:
+    def forward_with(self, trunk: Sequence[Tensor], expert_ids: tuple[str, ...]) -> Tensor:
         """The same with these experts on at every token, and no other."""
         hidden = pad_hidden(trunk)
         self.gates.active = [(expert_ids, torch.ones(hidden.shape[:2]))]
+        return self._run(hidden)
+
+    def _run(self, hidden: Tensor) -> Tensor:
         return self.backbone.run(hidden, self.trunk_layers, self.backbone.num_layers)
 
     @contextmanager

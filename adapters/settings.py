@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Preset = Literal["seta", "paper"]
+Sharing = Literal["off", "helpful", "frozen", "elastic"]
+GateKind = Literal["analytic", "softmax"]
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """As in `adapters.bank`, without its import of torch."""
 
@@ -54,7 +57,7 @@ class LearnSettings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    preset: Literal["seta", "paper"] = "seta"
+    preset: Preset = "seta"
     trunk_layers: int | None = Field(default=None, ge=1, description="default: a fifth of the model's layers")
     block_size: int = Field(default=64, ge=8)
     targets: tuple[Target, ...] = ("v_proj",)
@@ -62,13 +65,13 @@ class LearnSettings(BaseModel):
     adaptive_budget: bool = False
     divergence: bool = False
     rank: int = Field(default=32, ge=1, le=4096)
-    sharing: Literal["off", "helpful", "frozen", "elastic"] = "off"
+    sharing: Sharing = "off"
     share_at_least: int = Field(default=5, ge=1)
     keep_at_least: int = Field(default=2, ge=0)
     anchor_strength: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     anchor_weights: bool = True
     anchor_routes: bool = True
-    gate: Literal["analytic", "softmax"] = "analytic"
+    gate: GateKind = "analytic"
     top_k: int | None = Field(default=None, ge=1, le=4096)
     gate_learning_rate: float = Field(default=1e-2, gt=0)
     expansion: Literal["logits", "mass"] = "mass"

@@ -30,6 +30,11 @@ class Split:
     remainder: Mapping[str, Blocks]
     own: Blocks
 
+    @property
+    def parts(self) -> dict[str, Blocks]:
+        """`shared`, of the experts alone that share anything."""
+        return {expert_id: blocks for expert_id, blocks in self.shared.items() if blocks}
+
 
 def split_layer(old: Blocks, new: Blocks, share_at_least: int, keep_at_least: int) -> tuple[Blocks, Blocks]:
     """`(I, R)` of one expert in one layer; `share_at_least` is tau_ect, `keep_at_least` tau_trt (eq. 6, 7)."""

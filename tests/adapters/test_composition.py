@@ -26,7 +26,7 @@ NAMES = ["a", "b", "c"]
 SETTINGS = LearnSettings(block_size=32, rank=2, sharing="elastic", share_at_least=2, keep_at_least=1)
 
 NO_DATA = Prepared([], [], [], [])
-"""Only `sharing="helpful"` looks at the examples (`test_transfer.py`)."""
+"""Only `sharing="helpful"` looks at the examples (`test_helpful.py`)."""
 
 
 def row(*columns: int) -> frozenset[Block]:

@@ -57,13 +57,13 @@ def composed_nll(
     model: RoutedModel, data: Prepared, batches: Sequence[Sequence[int]], parts: Mapping[str, Blocks]
 ) -> float:
     """Mean NLL of the batches' answer tokens with these blocks of these experts on at every token, and nothing else."""
-    copies = {f"{expert_id} (a part)": (expert_id, by_site(blocks)) for expert_id, blocks in parts.items()}
-    for copy, (expert_id, sites) in copies.items():
-        model.add(copy, {site: model.experts[expert_id][site].take(places) for site, places in sites.items()}, [])
+    copies = {f"{expert_id} (a part)": model.part(expert_id, by_site(blocks)) for expert_id, blocks in parts.items()}
+    for copy, part in copies.items():
+        model.add(copy, part, [])
         model.freeze(copy)
     try:
         total = sum(
-            float(nll_of(model, data, batch, model.compose([data.trunk[i] for i in batch], tuple(copies))))
+            float(nll_of(model, data, batch, model.forward_with([data.trunk[i] for i in batch], tuple(copies))))
             for batch in batches
         )
         return total / sum(len(data.tokens[i].answer) for batch in batches for i in batch)
@@ -78,5 +78,4 @@ def _offered(
     """What each expert that is not shared yet has of the blocks that are still wanted, where it has any."""
     left = wanted.difference(*parts.values())
     others = {expert_id: blocks for expert_id, blocks in held.items() if expert_id not in parts}
-    split = split_on_share(others, left, settings.share_at_least, settings.keep_at_least)
-    return {expert_id: blocks for expert_id, blocks in split.shared.items() if blocks}
+    return split_on_share(others, left, settings.share_at_least, settings.keep_at_least).parts

@@ -10,14 +10,13 @@ from torch import Tensor
 from adapters.blocks import Block, Site, by_site
 from adapters.composition import compose
 from adapters.examples import Prepared, prepare
+from adapters.helpful import LEAST_GAIN, composed_nll, helpful_parts
 from adapters.learn import learn
 from adapters.learner import Learner, open_learner
 from adapters.nll import answer_nll
 from adapters.routed import RoutedModel
-from adapters.settings import LearnSettings
 from adapters.sparse_lora import SparseDelta
 from adapters.split_on_share import shared_id
-from adapters.transfer import LEAST_GAIN, composed_nll, helpful_parts
 from tests.adapters.learning import QUICK, TRAIN, expert_rows
 
 SETTINGS = QUICK.model_copy(update={"sharing": "helpful", "share_at_least": 2, "keep_at_least": 0})
@@ -39,15 +38,12 @@ def data(learner: Learner) -> Prepared:
 @pytest.fixture(scope="module")
 def gradient(learner: Learner, data: Prepared) -> Tensor:
     """Of the mean NLL in the last layer's down_proj, all training examples."""
-    weight = learner.model.sites[3, "down_proj"].base.weight
     everything = range(len(data))
-    weight.requires_grad_(True)
-    nowhere = [torch.zeros(len(data.trunk[i]), 0) for i in everything]
-    answer_nll(learner.model, data, list(everything), nowhere).backward()
-    found = weight.grad
+    with learner.model.base_gradients() as weights:
+        nowhere = [torch.zeros(len(data.trunk[i]), 0) for i in everything]
+        answer_nll(learner.model, data, everything, nowhere).backward()
+        found = weights[3, "down_proj"].grad
     assert found is not None
-    weight.grad = None
-    weight.requires_grad_(False)
     return found.float() / float(found.float().norm())
 
 
@@ -125,7 +121,7 @@ def test_a_task_composes_what_helps_and_has_deltas_of_its_own_elsewhere(
     shared = shared_id(["b", "c"])
     assert composition.own == BOTTOM and composition.parent_of == {shared: "b.unique"}
     assert model.expert_tasks == {"a.unique": [0], shared: [1, 2]}
-    nothing_left = compose(model, data, TOP, ["a", "b", "c", "d"], LearnSettings(**SETTINGS.model_dump()))
+    nothing_left = compose(model, data, TOP, ["a", "b", "c", "d"], SETTINGS)
     assert nothing_left.own == TOP and nothing_left.parent_of == {}, "it would get nothing to train"
 
 
