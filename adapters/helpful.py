@@ -44,6 +44,10 @@ def helpful_parts(model: RoutedModel, data: Prepared, wanted: Blocks, settings: 
         }
         best = min(losses, key=lambda expert_id: losses[expert_id])
         if losses[best] > (1 - LEAST_GAIN) * lowest:
+            what = "no other" if parts else "no"
+            console.print(
+                f"{what} earlier expert helps: loss {lowest:.3f}, {losses[best]:.3f} with the best", highlight=False
+            )
             break
         console.print(
             f"shares {len(offered[best])} sub-blocks of {best}: loss {lowest:.3f} → {losses[best]:.3f}", highlight=False

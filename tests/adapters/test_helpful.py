@@ -89,12 +89,15 @@ def test_what_one_expert_covers_is_not_asked_of_another(model: RoutedModel, data
     assert found.get("little.unique", BOTTOM) == BOTTOM
 
 
-def test_a_gain_that_is_too_small_is_none(model: RoutedModel, data: Prepared, gradient: Tensor) -> None:
+def test_a_gain_that_is_too_small_is_none_and_said(
+    model: RoutedModel, data: Prepared, gradient: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(model, "hardly.unique", TOP, -0.02 * gradient, 0)
     batches = [BATCH]
     before, after = (composed_nll(model, data, batches, parts) for parts in ({}, {"hardly.unique": TOP}))
     assert (1 - LEAST_GAIN) * before < after < before
     assert parts_of(model, data, TOP) == {}
+    assert "no earlier expert helps" in capsys.readouterr().err
 
 
 def test_trying_changes_nothing(model: RoutedModel, data: Prepared, gradient: Tensor) -> None:
