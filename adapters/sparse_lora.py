@@ -3,9 +3,8 @@
     y = W0 x + sum_e g_e ΔW_e x,    ΔW_e[block b] = B_b A_b                                      (eq. 14)
 
 An expert holds a low-rank delta on its own sub-blocks of the `l x l` grid of W0 `[d_out, d_in]`, nothing elsewhere.
-While it trains, its delta is assembled densely once per step: for one expert that costs less than gathering the blocks
-of every token. `seta_runtime` computes the same sum for many experts at once; `tests/seta_runtime/test_ops.py` compares
-the two.
+Deltas are assembled once per step, for all tokens (`delta_product.py`). `seta_runtime` computes the same sum for many
+experts at once; `tests/seta_runtime/test_ops.py` compares the two.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from adapters.delta_product import DeltaProduct, delta_product, dense_delta
 
 Blocks = Tensor
 """`[n, 2]` int32: (row, column) of each sub-block in the grid, sorted."""
@@ -72,11 +73,7 @@ class SparseDelta(nn.Module):
 
     def dense(self) -> Tensor:
         """ΔW `[d_out, d_in]`, differentiable."""
-        size = self.a.shape[-1]
-        rows, columns = self.shape[0] // size, self.shape[1] // size
-        index = self.blocks[:, 0] * columns + self.blocks[:, 1]
-        grid = torch.zeros(rows * columns, size, size, dtype=self.a.dtype).index_copy(0, index, self.products())
-        return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(self.shape)
+        return dense_delta(self.blocks, self.products(), self.shape)
 
 
 class RoutedLinear(nn.Module):
@@ -88,7 +85,7 @@ class RoutedLinear(nn.Module):
         self.gates = gates
         self.deltas: dict[str, SparseDelta] = {}
         self._frozen: set[str] = set()
-        self._merged: dict[tuple[str, ...], Tensor] = {}
+        self._merged: dict[tuple[str, ...], DeltaProduct] = {}
 
     def add(self, expert_id: str, delta: SparseDelta) -> None:
         self._forget(expert_id)
@@ -118,21 +115,23 @@ class RoutedLinear(nn.Module):
         for expert_ids, gate in self.gates.active:
             mine = tuple(expert_id for expert_id in expert_ids if expert_id in self.deltas)
             if mine:
-                y = y + nn.functional.linear(x, self.delta_of(mine)) * gate.unsqueeze(-1).to(x.dtype)
+                y = y + self.product_of(mine)(x) * gate.unsqueeze(-1).to(x.dtype)
         return y
 
-    def delta_of(self, expert_ids: tuple[str, ...]) -> Tensor:
-        """The sum of some experts' deltas `[d_out, d_in]` in the base's dtype, kept if all of them are frozen.
-
-        Cutting an expert in two and adding both up gives the same bits: their blocks are disjoint.
-        """
+    def product_of(self, expert_ids: tuple[str, ...]) -> DeltaProduct:
+        """The sum of some experts' deltas in the base's dtype, kept if all of them are frozen."""
         if expert_ids in self._merged:
             return self._merged[expert_ids]
-        first, *others = (self.deltas[expert_id].dense() for expert_id in expert_ids)
-        weight = sum(others, first).to(self.base.weight.dtype)
+        deltas = [self.deltas[expert_id] for expert_id in expert_ids]
+        product = delta_product(
+            [delta.blocks for delta in deltas],
+            [delta.products() for delta in deltas],
+            deltas[0].shape,
+            self.base.weight.dtype,
+        )
         if self._frozen.issuperset(expert_ids):
-            self._merged[expert_ids] = weight
-        return weight
+            self._merged[expert_ids] = product
+        return product
 
     def _forget(self, expert_id: str) -> None:
         self._frozen.discard(expert_id)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapters import delta_product
 from adapters.sparse_lora import Gates, RoutedLinear, SparseDelta
 
 SIZE = 4
@@ -26,6 +27,13 @@ def slow_dense(delta: SparseDelta) -> Tensor:
             for j in range(SIZE):
                 weight[row * SIZE + i, column * SIZE + j] += sum(float(b[i, r] * a[r, j]) for r in range(RANK))
     return weight
+
+
+@pytest.fixture(params=["blocks", "dense"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How deltas are multiplied."""
+    monkeypatch.setattr(delta_product, "SPARSE_SHARE", 1 if request.param == "blocks" else 0)
+    return str(request.param)
 
 
 def routed(dtype: torch.dtype = torch.float32) -> tuple[RoutedLinear, Gates]:
@@ -179,3 +187,23 @@ def test_an_expert_that_learns_again_is_assembled_anew() -> None:
     torch.testing.assert_close(layer(x) - before, x @ slow_dense(layer.deltas["one"]).T / 2, atol=1e-4, rtol=1e-4)
     layer(x).sum().backward()
     assert layer.deltas["one"].b.grad is not None and layer.deltas["two"].b.grad is None
+
+
+def test_few_blocks_are_multiplied_one_by_one_and_many_as_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layer, _ = routed()
+    assert isinstance(layer.product_of(("one",)), delta_product.BlockProduct)
+    assert isinstance(layer.product_of(("one", "two")), delta_product.DenseProduct)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_equal_those_of_the_dense_product(dtype: torch.dtype) -> None:
+    delta, x = random_delta([(0, 1), (0, 2), (1, 2)], seed=4), inputs(dtype).requires_grad_()
+    arguments = (delta.blocks, delta.products(), SHAPE)
+    parameters = (x, delta.a, delta.b)
+    dense = delta_product.DenseProduct(delta_product.dense_delta(*arguments).to(dtype))
+    blocks = delta_product.BlockProduct(delta.products().to(dtype), delta.blocks, SHAPE)
+    seen = torch.randn(2, 5, SHAPE[0], generator=torch.Generator().manual_seed(6)).to(dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for one, other in zip(*(torch.autograd.grad(p(x), parameters, seen) for p in (dense, blocks)), strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
