@@ -14,6 +14,7 @@ from adapters.evaluate import score_task
 from adapters.examples import Prepared, places, prepare
 from adapters.fit import Fitting
 from adapters.gate_learning import expand_gate
+from adapters.gradient_init import start_along
 from adapters.learner import Learner, open_learner
 from adapters.learning_log import LearningLog, drop_if_published, latest_of_call
 from adapters.parallel import ALONE, Processes
@@ -117,7 +118,9 @@ def learn(learner: Learner, name: str, examples: list[Example], test: list[Examp
     composition = compose(model, data, choice.blocks, names, settings)
     unique_id, shared = f"{name}.unique", list(composition.parent_of)
     if composition.own:
-        model.add(unique_id, new_expert(model, composition.own, settings), [index])
+        expert = new_expert(model, composition.own, settings)
+        start_along(expert, scored.gradients, learner.processes)
+        model.add(unique_id, expert, [index])
     learning = shared if settings.sharing == "elastic" else []
     for expert_id in learning:
         model.thaw(expert_id)

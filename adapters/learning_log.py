@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from adapters.bank import Bank, Manifest
+from adapters.blocks import Site
 from adapters.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,7 +26,7 @@ from adapters.recipe import creation_time
 from adapters.settings import LearnSettings
 from adapters.trainer import Scored
 
-SCORES = "scores."
+SCORES, GRADIENT = "scores.", "gradient."
 WARM_UP = "warm_up_steps"
 
 
@@ -84,14 +85,12 @@ class LearningLog:
         steps = self.checkpoint.info.state.get(WARM_UP)
         if not isinstance(steps, int):
             return None
-        grids = {name.removeprefix(SCORES): t for name, t in self.checkpoint.tensors.items() if name.startswith(SCORES)}
-        sites = {name: name.split(".") for name in grids}
-        return {(int(layer), target): grids[name] for name, (layer, target) in sites.items()}, steps
+        return Scored(self._by_site(SCORES), steps, self._by_site(GRADIENT))
 
     def keep_scores(self, scored: Scored) -> Scored:
-        scores, warm_up_steps = scored
-        grids = {f"{SCORES}{layer}.{target}": grid for (layer, target), grid in scores.items()}
-        self._write(grids, {WARM_UP: warm_up_steps}, 0)
+        """The gradients too, until the training has begun: they say where its experts start."""
+        tensors = _named(SCORES, scored.scores) | _named(GRADIENT, scored.gradients)
+        self._write(tensors, {WARM_UP: scored.warm_up_steps}, 0)
         return scored
 
     def restore(self, fitting: Fitting) -> None:
@@ -110,6 +109,11 @@ class LearningLog:
         """The task is published."""
         remove_checkpoint(self.bank)
 
+    def _by_site(self, prefix: str) -> dict[Site, Tensor]:
+        found = {name: tensor for name, tensor in self.checkpoint.tensors.items() if name.startswith(prefix)}
+        parts = {name: name.removeprefix(prefix).split(".") for name in found}
+        return {(int(layer), target): found[name] for name, (layer, target) in parts.items()}
+
     def _write(self, tensors: Mapping[str, Tensor], state: Mapping[str, JsonValue], step: int) -> None:
         """Together with the scores, once they are known."""
         old = self.checkpoint
@@ -120,6 +124,10 @@ class LearningLog:
         if self.is_writer:
             write_checkpoint(self.bank, self.checkpoint)
             self.written = time.monotonic()
+
+
+def _named(prefix: str, by_site: Mapping[Site, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{layer}.{target}": tensor for (layer, target), tensor in by_site.items()}
 
 
 def latest_of_call(bank: Bank, manifest: Manifest, recipes: Mapping[str, str]) -> Manifest:

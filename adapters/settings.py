@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Preset = Literal["seta", "paper"]
 Sharing = Literal["off", "helpful", "frozen", "elastic"]
 GateKind = Literal["analytic", "softmax"]
+Init = Literal["gradient", "random"]
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """As in `adapters.bank`, without its import of torch."""
 
@@ -17,6 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "seta": {},
     "paper": {
         "block_size": 32,
+        "rank": 32,
+        "init": "random",
+        "targets": ("v_proj",),
         "density": 0.25,
         "adaptive_budget": True,
         "divergence": True,
@@ -40,8 +44,9 @@ class LearnSettings(BaseModel):
 
     `density` [rho]: share of the sub-blocks above the trunk that one task may take. `adaptive_budget`: selection goes
     on past it while it finds blocks that no earlier task has. `divergence`: block scores are pushed away from earlier
-    tasks' (eq. 4). `rank`: rank of a sub-block's delta. `late_start`: share of training examples in which the expert
-    starts at a random later token than the gate lets it.
+    tasks' (eq. 4). `rank`: rank of a sub-block's delta; `init`: its rows start along the task's gradient in that block,
+    or at random. `late_start`: share of training examples in which the expert starts at a random later token than the
+    gate lets it.
 
     `sharing`: what happens to blocks that earlier tasks hold and the new one wants, too. "off": every task has deltas
     of its own there; "frozen": it composes the earlier ones as they are; "helpful": the same with those experts alone
@@ -60,11 +65,12 @@ class LearnSettings(BaseModel):
     preset: Preset = "seta"
     trunk_layers: int | None = Field(default=None, ge=1, description="default: a fifth of the model's layers")
     block_size: int = Field(default=64, ge=8)
-    targets: tuple[Target, ...] = ("v_proj",)
-    density: float = Field(default=0.5, gt=0, le=1)
+    targets: tuple[Target, ...] = ("down_proj",)
+    density: float = Field(default=0.125, gt=0, le=1)
     adaptive_budget: bool = False
     divergence: bool = False
-    rank: int = Field(default=32, ge=1, le=4096)
+    rank: int = Field(default=16, ge=1, le=4096)
+    init: Init = "gradient"
     sharing: Sharing = "off"
     share_at_least: int = Field(default=5, ge=1)
     keep_at_least: int = Field(default=2, ge=0)
@@ -78,7 +84,7 @@ class LearnSettings(BaseModel):
     gate_perturbation: float = Field(default=0.01, ge=0)
     steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1.6e-2, gt=0)
     late_start: float = Field(default=0.25, ge=0, le=1)
     max_tokens: int = Field(default=1024, ge=16, description="longer examples are left out, and counted")
     held_out: float = Field(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,8 +22,17 @@ from adapters.score_history import ScoreHistory
 from adapters.settings import LearnSettings
 from adapters.sparse_lora import SparseDelta
 
-Scored = tuple[dict[Site, Tensor], int]
-"""Standardised block scores (eq. 3) by site, and how many warm-up steps they took."""
+
+@dataclass(frozen=True)
+class Scored:
+    """Standardised block scores (eq. 3) by site, and how many warm-up steps they took.
+
+    `gradients`: the mean gradient of each target, `[d_out, d_in]` in its weight's dtype, where experts start from it.
+    """
+
+    scores: dict[Site, Tensor]
+    warm_up_steps: int
+    gradients: Mapping[Site, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,11 @@ class Choice:
 
 
 def choose_blocks(model: RoutedModel, scored: Scored, settings: LearnSettings, history: ScoreHistory) -> Choice:
-    """Divergence (eq. 4) and the budget, from block scores and the number of warm-up steps they took."""
-    scores, warm_up_steps = scored
+    """Divergence (eq. 4) and the budget, from block scores."""
+    scores = scored.scores
     held = frozenset[Block]().union(*model.blocks().values())
     wanted = history.diverging(scores) if settings.divergence else scores
-    return Choice(frozenset(within_budget(wanted, held, settings)), scores, warm_up_steps)
+    return Choice(frozenset(within_budget(wanted, held, settings)), scores, scored.warm_up_steps)
 
 
 def within_budget(scores: dict[Site, Tensor], held: Collection[Block], settings: LearnSettings) -> list[Block]:
@@ -57,9 +66,9 @@ def within_budget(scores: dict[Site, Tensor], held: Collection[Block], settings:
 def score_blocks(
     model: RoutedModel, data: Prepared, settings: LearnSettings, accumulate: int = 1, processes: Processes = ALONE
 ) -> Scored:
-    """Gradient warm-up on the untouched weights (eq. 2): standardised block scores (eq. 3), the number of its steps."""
+    """Gradient warm-up on the untouched weights (eq. 2) and block scores (eq. 3)."""
     batches = Batches(len(data), settings.batch_size, random.Random(settings.seed))
-    rule, stop = WarmUp(), False
+    rule, stop, pulls = WarmUp(), False, dict[Site, Tensor]()
     with model.base_gradients() as weights, Steps("block scores", rule.max_steps, "steps") as steps:
         sums = {site: torch.zeros(_grid(weight, settings.block_size)) for site, weight in weights.items()}
         while not stop:
@@ -73,13 +82,18 @@ def score_blocks(
                 gradient = found.float()
                 squares += float(gradient.pow(2).sum())
                 sums[site] += block_means(gradient, settings.block_size)
+                if settings.init == "gradient":
+                    pulls[site] = found if site not in pulls else pulls[site].add_(found)
                 weight.grad = None
             stop = rule.should_stop(math.sqrt(squares))
             steps.advance(f"rho {rule.rhos[-1]:.3f}")
-    return standardise({site: total / len(rule.norms) for site, total in sums.items()}), len(rule.norms)
+    count = len(rule.norms)
+    scores = standardise({site: total / count for site, total in sums.items()})
+    return Scored(scores, count, {site: pull.div_(count) for site, pull in pulls.items()})
 
 
 def new_expert(model: RoutedModel, blocks: Collection[Block], settings: LearnSettings) -> Expert:
+    """On those blocks, with random rows of A and a delta of zero."""
     generator = torch.Generator().manual_seed(settings.seed)
     expert: Expert = {}
     for site, found in by_site(blocks).items():
