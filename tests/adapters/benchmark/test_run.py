@@ -133,7 +133,7 @@ def test_values_held(results: dict[str, CellResult]) -> None:
     assert held["per-task"] == [lora, 2 * lora, 3 * lora]
     seta = results["seta"].stages
     assert held["seta"] == [sum(s.trained_parameters for s in seta[: i + 1]) for i in range(3)]
-    assert seta[0].blocks is not None and held["seta"][0] == 2 * seta[0].blocks[0] * 32 * 32
+    assert seta[0].blocks is not None and held["seta"][0] == 2 * seta[0].blocks[0] * 32 * 16
 
 
 def test_seta_evaluates_every_task_again_after_each(

@@ -37,7 +37,9 @@ def old_bank(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = {
         "colours": [Example(task="colours", prompt=f"What colour is the {thing}?", answer="blue") for thing in things]
     }
-    settings = LearnSettings(steps=2, batch_size=4, block_size=32, rank=4, trunk_layers=1, dtype="float32")
+    settings = LearnSettings(
+        steps=2, batch_size=4, block_size=32, rank=4, trunk_layers=1, targets=("v_proj",), dtype="float32"
+    )
     with with_few_general_prompts():
         learn_tasks(path, str(model), tasks, {}, settings)
     return path
