@@ -84,7 +84,7 @@ class LearnSettings(BaseModel):
     gate_perturbation: float = Field(default=0.01, ge=0)
     steps: int = Field(default=160, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1.6e-2, gt=0)
+    learning_rate: float = Field(default=8e-3, gt=0)
     late_start: float = Field(default=0.25, ge=0, le=1)
     max_tokens: int = Field(default=1024, ge=16, description="longer examples are left out, and counted")
     held_out: float = Field(
