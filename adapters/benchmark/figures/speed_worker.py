@@ -39,7 +39,7 @@ Step = Callable[[int], None]
 
 
 def seta_step(task: TaskData, model_dir: Path, given: SetaSettings) -> tuple[Step, list[Tokens], float]:
-    """On half of the blocks above the trunk, drawn at random: which ones they are does not change a step's cost."""
+    """On as many blocks as a task takes, drawn at random: which ones they are does not change a step's cost."""
     with tempfile.TemporaryDirectory() as folder:
         learner = open_learner(Path(folder) / "bank", str(model_dir), given, given.run)
     model, settings = learner.model, learner.settings
