@@ -15,10 +15,10 @@ from adapters.cli import show_matrix
 from adapters.data import Example, read_examples
 from adapters.demo.build import TASKS, build
 from adapters.learn import learn_tasks
-from adapters.settings import LearnSettings
+from adapters.settings import LearnSettings, RunSettings
 
 
-def build_bank(model: str, out: Path, tasks_dir: Path, wheels: Path, settings: LearnSettings) -> None:
+def build_bank(model: str, out: Path, tasks_dir: Path, wheels: Path, settings: LearnSettings, run: RunSettings) -> None:
     """Raises WheelError, DataError, BankError; `out` is then as it was."""
     build(tasks_dir, wheels)
     names = [task.name for task in TASKS]
@@ -26,7 +26,7 @@ def build_bank(model: str, out: Path, tasks_dir: Path, wheels: Path, settings: L
     test: dict[str, list[Example]] = {name: read_examples(tasks_dir / name / "test.jsonl") for name in names}
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    manifest = learn_tasks(fresh, model, train, test, settings)
+    manifest = learn_tasks(fresh, model, train, test, settings, run)
     for leftover in fresh.glob("*.lock"):
         leftover.unlink()
     shutil.rmtree(out, ignore_errors=True)
@@ -41,8 +41,10 @@ def main() -> int:
     parser.add_argument("--tasks", type=Path, default=Path("build/demo/tasks"))
     parser.add_argument("--wheels", type=Path, default=Path("build/demo/wheels"))
     parser.add_argument("--steps", type=int, default=LearnSettings().steps)
+    parser.add_argument("--compile", action="store_true", help="train with compiled layers; needs a C++ compiler")
     args = parser.parse_args()
-    build_bank(args.model, args.out, args.tasks, args.wheels, LearnSettings(steps=args.steps))
+    run = RunSettings(compile=args.compile)
+    build_bank(args.model, args.out, args.tasks, args.wheels, LearnSettings(steps=args.steps), run)
     return 0
 
 
