@@ -53,5 +53,5 @@ def principal_rows(gradients: Tensor, rank: int) -> Tensor:
 def cut(matrix: Tensor, blocks: Tensor, size: int) -> Tensor:
     """The sub-blocks `blocks [n, 2]` (row, column) of `[d_out, d_in]`: `[n, l, l]` float32."""
     rows, columns = matrix.shape[0] // size, matrix.shape[1] // size
-    grid = matrix.view(rows, size, columns, size).permute(0, 2, 1, 3)
+    grid = matrix.reshape(rows, size, columns, size).permute(0, 2, 1, 3)
     return grid[blocks[:, 0].long(), blocks[:, 1].long()].float()
