@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adapters.bank import Bank
+from adapters.bank import Bank, Manifest
 from adapters.progress import console
 from seta_runtime.bench.banks import lora_adapter, rank_rows_per_task, synthetic_bank
 from seta_runtime.bench.engine_process import EngineProcess
@@ -32,7 +32,7 @@ def variants(model: str, bank: Path, work: Path, sizes: Sequence[int]) -> dict[s
         replace(plain, name="plain_again"),
         routed,
         replace(routed, name="base_routed", generations=(manifest.generation,), asks="base"),
-        Variant("vllm_lora", "vllm_lora", model, adapter=str(adapter), rank=rank),
+        Variant("vllm_lora", "vllm_lora", model, adapter=str(adapter), rank=rank, modules=engine_modules(manifest)),
     ]
     if previous:
         found.append(replace(routed, name="two_generations", asks="two"))
@@ -40,6 +40,13 @@ def variants(model: str, bank: Path, work: Path, sizes: Sequence[int]) -> dict[s
         path = synthetic_bank(source, size, work / f"bank{size}")
         found.append(Variant(tasks_name(size), "routed", model, str(path), (1,)))
     return {variant.name: variant for variant in found}
+
+
+def engine_modules(manifest: Manifest) -> tuple[str, ...]:
+    """The engine's projections that hold a bank's targets; it packs some of them into one."""
+    packed = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")
+    packed |= dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj")
+    return tuple(sorted({packed.get(target, target) for target in manifest.targets}))
 
 
 class Running:

@@ -18,7 +18,8 @@ KV_CACHE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Variant:
-    """One engine. `bank` and `generations` for kind "routed"; `adapter` and its `rank` for kind "vllm_lora".
+    """One engine. `bank` and `generations` for kind "routed"; for kind "vllm_lora" `adapter`, its `rank`, and the
+    engine's `modules` that it changes.
 
     `asks`: what its requests name: the newest generation (or the adapter), both of two generations in turns, or the
     base model, whatever is loaded. `options`: more keyword arguments of `vllm.LLM`.
@@ -31,6 +32,7 @@ class Variant:
     generations: tuple[int, ...] = ()
     adapter: str | None = None
     rank: int = 0
+    modules: tuple[str, ...] = ()
     asks: Asks = "newest"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -39,7 +41,7 @@ class Variant:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Variant:
-        return cls(**{**values, "generations": tuple(values["generations"])})
+        return cls(**{**values, "generations": tuple(values["generations"]), "modules": tuple(values["modules"])})
 
     def engine_args(self) -> dict[str, Any]:
         """Keyword arguments of `vllm.LLM`; equal for all variants but for what the variant is about."""
@@ -62,7 +64,7 @@ class Variant:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_lora_rank": self.rank,
-                "lora_target_modules": ["qkv_proj"],
+                "lora_target_modules": list(self.modules),
             }
             return common | lora
         from seta_runtime.engine_args import seta_engine_args

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from adapters.bank import Bank
 from adapters.gate import load_gate
 from seta_runtime.bench.banks import lora_adapter, rank_rows_per_task, synthetic_bank
+from seta_runtime.bench.engines import engine_modules
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,17 @@ def test_the_lora_has_the_banks_targets_above_its_trunk(source: Bank, tmp_path: 
     tensors = load_file(lora_adapter(manifest, tmp_path / "adapter", rank) / "adapter_model.safetensors")
     layers = {int(name.split(".")[4]) for name in tensors}
     assert layers == set(range(manifest.trunk_layers, manifest.base.num_layers))
-    rows, columns = manifest.base.target_dims("v_proj")
+    rows, columns = manifest.base.target_dims(*manifest.targets)
     shapes = {tuple(tensor.shape) for tensor in tensors.values()}
     assert shapes == {(rank, columns), (rows, rank)}
+
+
+def test_the_engines_modules_are_those_that_hold_the_targets(source: Bank) -> None:
+    manifest = source.manifest()
+    targets: dict[tuple[str, ...], tuple[str, ...]] = {
+        ("v_proj", "q_proj"): ("qkv_proj",),
+        ("down_proj", "o_proj"): ("down_proj", "o_proj"),
+        ("gate_proj", "v_proj"): ("gate_up_proj", "qkv_proj"),
+    }
+    for asked, expected in targets.items():
+        assert engine_modules(manifest.model_copy(update={"targets": asked})) == expected
