@@ -1,5 +1,6 @@
 """The command as a person meets it: help, and the one sentence it says when it cannot start."""
 
+import json
 import re
 import shutil
 import socket
@@ -144,7 +145,7 @@ def damage_an_object(bank: Path) -> None:
 
 def write_a_newer_format(bank: Path) -> None:
     path = bank / "generations" / f"{Bank.open(bank).current():05d}.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 9}))
 
 
 def lead_out_of_the_bank(bank: Path) -> None:
