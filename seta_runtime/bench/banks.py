@@ -51,7 +51,7 @@ def synthetic_bank(source: Bank, num_tasks: int, out: Path, seed: int = 0) -> Pa
     bank.publish(
         zero.model_copy(
             update={
-                "format_version": version_for(num_tasks, manifest.format_version > 1),
+                "format_version": version_for(num_tasks, needs_version_2=False),
                 "generation": 1,
                 "parent": 0,
                 "tasks": tuple(tasks),
@@ -123,6 +123,7 @@ def _without_tasks(manifest: Manifest, gate: AnalyticGate, bank: Bank) -> Manife
         "experts": (),
         "membership": (),
         "accuracy_matrix": (),
+        "scores": None,  # nothing is learned into it
     }
     return manifest.model_copy(update=fresh | {"gate": store_gate(bank, empty)})
 

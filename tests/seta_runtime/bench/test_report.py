@@ -50,10 +50,10 @@ def test_prefill_is_of_sixteen_prompts() -> None:
 
 
 def test_added_work_of_the_demo_bank_by_hand(demo_bank: Path) -> None:
-    """Every sub-block of rank 32 and edge 64 has 32 x 64 values in A and as many in B, two bytes each."""
+    """Every sub-block of rank 16 and edge 64 has 16 x 64 values in A and as many in B, two bytes each."""
     bank = Bank.open(demo_bank)
     manifest = bank.manifest()
-    values = [2 * e.num_blocks * 32 * 64 for e in manifest.experts]
+    values = [2 * e.num_blocks * 16 * 64 for e in manifest.experts]
     added = added_per_token(bank)
     assert added["expert_bytes"] == 2 * sum(values) / len(values)
     assert 0 < added["share_of_base_flops"] < 0.05
