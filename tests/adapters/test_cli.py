@@ -103,7 +103,7 @@ def test_cli_refuses_another_layout_than_the_banks(bank_dir: Path, tiny_model: s
         ("--trunk-layers", 2, "trunk_layers 2"),
         ("--block-size", 64, "block_size 64"),
         ("--gate", "softmax", "gate softmax found, this bank was made with analytic"),
-        ("--preset", "paper", "this bank was made with"),
+        ("--preset", "paper", "targets ('v_proj',) found, this bank was made with"),
     ):
         expect_one_line(seta("learn", "--bank", bank_dir, "--model", tiny_model, "--task", task, option, value), part)
     assert Bank.open(bank_dir).current() == 2
