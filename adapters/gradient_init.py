@@ -30,11 +30,8 @@ def start_along(
             delta = expert[site]
             found = principal_rows(cut(gradient, delta.blocks, delta.a.shape[-1]), delta.rank)
             delta.a[:, : found.shape[1]] = torch.where(found.isnan(), delta.a[:, : found.shape[1]], found)
-    rows = [delta.a for delta in expert.values()]
-    if not processes.is_main:
-        for a in rows:
-            a.zero_()
-    processes.add_up(rows)
+    if gradients:  # random rows are the same everywhere: they have a seed
+        processes.take_first([delta.a for delta in expert.values()])
 
 
 def principal_rows(gradients: Tensor, rank: int) -> Tensor:

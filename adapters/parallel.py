@@ -66,6 +66,13 @@ class Processes:
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
+    def take_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by the first process's, as `add_up` does by the sum."""
+        if not self.is_main:
+            for tensor in tensors:
+                tensor.zero_()
+        self.add_up(tensors)
+
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:

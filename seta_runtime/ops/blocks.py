@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adapters.delta_product import dense_delta
+
 
 @dataclass(frozen=True)
 class SparseBlocks:
@@ -55,12 +57,7 @@ class SparseBlocks:
 
     def dense(self, shape: tuple[int, int]) -> Tensor:
         """ΔW `[d_out, d_in]` float32."""
-        size = self.a.shape[-1]
-        rows, columns = shape[0] // size, shape[1] // size
-        grid = torch.zeros(rows * columns, size, size)
-        index = self.blocks[:, 0].long() * columns + self.blocks[:, 1].long()
-        grid.index_copy_(0, index, torch.bmm(self.b.float(), self.a.float()))
-        return grid.view(rows, columns, size, size).permute(0, 2, 1, 3).reshape(shape)
+        return dense_delta(self.blocks.long(), torch.bmm(self.b.float(), self.a.float()), shape)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapters.blocks import Block, Site, by_site
 from adapters.composition import compose
 from adapters.examples import Prepared, prepare
+from adapters.gradient_init import cut
 from adapters.helpful import LEAST_GAIN, composed_nll, helpful_parts
 from adapters.learn import learn
 from adapters.learner import Learner, open_learner
@@ -58,9 +59,8 @@ def add(model: RoutedModel, expert_id: str, blocks: frozenset[Block], change: Te
     """An expert whose delta is `change` on these blocks: rank 32 on blocks of 32 is no limit."""
     expert: dict[Site, SparseDelta] = {}
     for site, places in by_site(blocks).items():
-        cut = torch.stack([change[32 * row : 32 * row + 32, 32 * column : 32 * column + 32] for row, column in places])
         eye = torch.eye(32).expand(len(places), 32, 32).clone()
-        expert[site] = SparseDelta(places, eye, cut, tuple(change.shape))
+        expert[site] = SparseDelta(places, eye, cut(change, places, 32), tuple(change.shape))
     model.add(expert_id, expert, [task])
     model.freeze(expert_id)
 
